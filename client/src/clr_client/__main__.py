@@ -1,0 +1,5 @@
+"""``python -m clr_client`` is ``clr``."""
+
+from clr_client.cli import main
+
+main()

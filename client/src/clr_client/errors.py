@@ -1,0 +1,80 @@
+"""Every error a person can meet: what happened, what to do about it, and the exit code that scripts see."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ClrError(Exception):
+    """Base of all expected failures.
+
+    ``message`` says what happened and why, ``remedy`` what to do (may be empty). ``exit_code`` is stable:
+    1 failure, 3 settings, 4 verification found problems, 5 another run holds the lock, 6 partial, 75 try again later.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.remedy}" if self.remedy else self.message
+
+
+class SettingsError(ClrError):
+    """A setting has a value that cannot be used: names the variable, its value and what is allowed."""
+
+    exit_code = 3
+
+
+class LockedError(ClrError):
+    """Another run works on the same library."""
+
+    exit_code = 5
+
+
+class GuardError(ClrError):
+    """A run was refused before anything was touched, because it looked like a disaster at the source."""
+
+
+class StoreError(ClrError):
+    """The library volume cannot be used as it is: not writable, full, or holds something foreign."""
+
+
+class ManifestError(ClrError):
+    """Manifests or state on disk cannot be read as what they should be."""
+
+
+class TransportError(ClrError):
+    """rsync or ssh failed. ``retryable`` tells whether the same thing may succeed in a minute."""
+
+    exit_code = 75
+
+    def __init__(self, message: str, remedy: str = "", *, retryable: bool = True) -> None:
+        super().__init__(message, remedy)
+        self.retryable = retryable
+
+
+class HostKeyError(TransportError):
+    """The server's host key is not the pinned or remembered one; never retried."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy, retryable=False)
+
+
+class WebServerError(ClrError):
+    """Caddy cannot serve: bad certificate, busy port, or it died and stays dead."""
+
+
+class SubscriberError(ClrError):
+    """A library is not what a strict subscriber accepts."""
+
+    exit_code = 4
+
+
+class HeldError(ClrError):
+    """One item cannot be published as it is; its last good version stays. The message is the reason shown."""

@@ -1,0 +1,484 @@
+"""Every environment variable, once: its name, type, default and meaning.
+
+``load`` turns an environment into ``Settings``; the reference page in ``docs/reference/settings.md`` is generated from
+the same table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import click
+
+from clr_client import schedule
+from clr_client.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server that the library can be pulled from. ``host`` is a name or an address, IPv6 without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLimit:
+    """The most items one run may remove: ``amount`` items, or per cent of those published."""
+
+    amount: int
+    percent: bool
+
+    def allows(self, removed: int, published: int) -> bool:
+        """Whether ``removed`` of ``published`` items may go. One item may always go: a library of one gets renamed."""
+        if removed <= 1:
+            return True
+        return removed * 100 <= self.amount * published if self.percent else removed <= self.amount
+
+    def __str__(self) -> str:
+        return f"{self.amount}%" if self.percent else str(self.amount)
+
+
+class _Text(click.ParamType):
+    """A type whose errors say what is allowed."""
+
+    allowed = "any text"
+
+    def refuse(self) -> None:
+        raise click.BadParameter(self.allowed)
+
+
+class Truth(_Text):
+    """true or false, as people write them."""
+
+    name = "true|false"
+    allowed = "true or false"
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> bool:  # noqa: ANN401, ARG002 - click's signature
+        """Read a word."""
+        if isinstance(value, bool):
+            return value
+        if value.strip().lower() not in self.words:
+            self.refuse()
+        return self.words[value.strip().lower()]
+
+
+class Whole(_Text):
+    """A whole number within bounds."""
+
+    name = "number"
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+        self.allowed = f"a whole number from {low} to {high}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:  # noqa: ANN401, ARG002
+        """Read a number."""
+        if not re.fullmatch(r"\d{1,12}", str(value).strip()) or not self.low <= int(value) <= self.high:
+            self.refuse()
+        return int(value)
+
+
+class Duration(_Text):
+    """A length of time: seconds, or a number with s, m, h or d."""
+
+    name = "duration"
+    allowed = "seconds, or a number with s, m, h or d, such as 90, 15m, 6h or 2d"
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:  # noqa: ANN401, ARG002
+        """Read a duration."""
+        match = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value).strip().lower())
+        if match is None:
+            self.refuse()
+            raise AssertionError
+        return timedelta(seconds=int(match[1]) * self.units[match[2]])
+
+
+class Bandwidth(_Text):
+    """rsync's --bwlimit, per second: KiB without a suffix, 0 for no limit."""
+
+    name = "rate"
+    allowed = "0 for no limit, or a rate as rsync takes it: 500 (KiB/s), 800k, 1.5m"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
+        """Read a rate; it goes to rsync as it is."""
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,3})?([kmg]i?b?)?", str(value).strip().lower()):
+            self.refuse()
+        return str(value).strip().lower()
+
+
+class Limit(_Text):
+    """A number of items or a percentage."""
+
+    name = "number|percent"
+    allowed = "a number of items (20) or a percentage (50%) up to 100%"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> DeleteLimit:  # noqa: ANN401, ARG002
+        """Read a limit."""
+        match = re.fullmatch(r"(\d{1,9})(%?)", str(value).strip())
+        if match is None or (match[2] and int(match[1]) > 100):  # noqa: PLR2004
+            self.refuse()
+            raise AssertionError
+        return DeleteLimit(int(match[1]), percent=bool(match[2]))
+
+
+class Words(_Text):
+    """Several values, separated by commas or line ends."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:  # noqa: ANN401, ARG002
+        """Split a list."""
+        return tuple(word.strip() for word in re.split(r"[,\n]", value) if word.strip())
+
+
+class Peers(_Text):
+    """Servers in the order in which they are tried."""
+
+    name = "host, ..."
+    allowed = (
+        "one or more host names or addresses, separated by commas, each with an own port if wished:"
+        " clr.example.com, 192.0.2.7:2222, [2001:db8::1]:2222"
+    )
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[tuple[str, int | None], ...]:  # noqa: ANN401, ARG002
+        """Read the hosts; a port of None stands for SYNC_PORT."""
+        return tuple(self._peer(word) for word in re.split(r"[,\s]+", value.strip()) if word)
+
+    def _peer(self, word: str) -> tuple[str, int | None]:
+        bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\](?::(\d{1,5}))?", word)
+        plain = re.fullmatch(r"([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?)(?::(\d{1,5}))?", word)
+        match = bracketed or plain
+        if match is None and _is_ipv6(word):
+            return word, None
+        if match is None or (bracketed and not _is_ipv6(match[1])):
+            self.refuse()
+            raise AssertionError
+        port = int(match[2]) if match[2] else None
+        if port is not None and not 1 <= port <= 65535:  # noqa: PLR2004
+            self.refuse()
+        return match[1], port
+
+
+class HostKeys(Words):
+    """Host keys or fingerprints that a server must show one of."""
+
+    name = "key|fingerprint, ..."
+    allowed = "fingerprints (SHA256:...) or public keys (ssh-ed25519 AAAA...), separated by commas, as the server prints them"
+    pattern = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?|(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}( .*)?")
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:  # noqa: ANN401
+        """Read pins."""
+        pins = super().convert(value, param, ctx)
+        if not all(self.pattern.fullmatch(pin) for pin in pins):
+            self.refuse()
+        return pins
+
+
+class Zone(_Text):
+    """A time zone by its name in the TZ database."""
+
+    name = "zone"
+    allowed = "a name from the TZ database, such as UTC, Europe/Berlin or America/Chicago"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> ZoneInfo:  # noqa: ANN401, ARG002
+        """Read a zone."""
+        try:
+            return ZoneInfo(value.strip().removeprefix(":"))
+        except (ValueError, OSError, KeyError):
+            self.refuse()
+            raise AssertionError from None
+
+
+class Cron(_Text):
+    """When to sync."""
+
+    name = "cron"
+    allowed = "five cron fields (0 21 * * 5 is Fridays at 21:00) or @hourly, @daily, @weekly, @monthly"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> schedule.Schedule:  # noqa: ANN401, ARG002
+        """Read a cron expression."""
+        try:
+            return schedule.Schedule(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{self.allowed}; {error}") from None
+
+
+class Label(_Text):
+    """A text of bounded length without control characters."""
+
+    name = "text"
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+        self.allowed = f"{low} to {high} characters, no control characters"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
+        """Read a text."""
+        if not self.low <= len(value) <= self.high or not (value.isprintable() or value == ""):
+            self.refuse()
+        return str(value)
+
+
+class HostName(_Text):
+    """A DNS name."""
+
+    name = "host name"
+    allowed = "a host name such as library.example.com, without scheme, port or path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
+        """Read a host name or an address."""
+        word = value.strip().lower()
+        if word and not re.fullmatch(r"(?!-)[a-z0-9-]{1,63}(\.(?!-)[a-z0-9-]{1,63})*\.?", word) and not _is_ipv6(word):
+            self.refuse()
+        return str(word)
+
+
+class OneOf(_Text):
+    """One of a few words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+        self.name = "|".join(words)
+        self.allowed = " or ".join(words)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
+        """Read a word."""
+        word = value.strip().lower()
+        if word not in self.words:
+            self.refuse()
+        return str(word)
+
+
+class Folder(_Text):
+    """A folder."""
+
+    name = "folder"
+    allowed = "an absolute path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:  # noqa: ANN401, ARG002
+        """Read a path."""
+        if not value.startswith("/"):
+            self.refuse()
+        return Path(value)
+
+
+def _is_ipv6(word: str) -> bool:
+    try:
+        return ipaddress.ip_address(word).version == 6  # noqa: PLR2004
+    except ValueError:
+        return False
+
+
+def _setting(type_: click.ParamType, default: str, text: str, *, group: str, secret: bool = False) -> Any:  # noqa: ANN401
+    """Declare one variable: the field's name in capitals is the variable's."""
+    metadata = {"type": type_, "default": default, "help": text, "group": group, "secret": secret}
+    return dataclasses.field(metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The client's settings, validated. Durations are timedeltas; see each field's help for its meaning."""
+
+    tz: ZoneInfo = _setting(
+        Zone(), "UTC", "Time zone of the schedule and of log lines. Manifests are always in UTC.", group="Sync"
+    )
+    sync_peer: tuple[tuple[str, int | None], ...] = _setting(
+        Peers(), "", "The server, or several, tried in this order. Names, IPv4 or IPv6 addresses.", group="Sync"
+    )
+    sync_port: int = _setting(Whole(1, 65535), "2222", "SSH port of servers that name none of their own.", group="Sync")
+    sync_user: str = _setting(Label(1, 32), "syncer", "Account at the server.", group="Sync")
+    sync_host_key: tuple[str, ...] = _setting(
+        HostKeys(),
+        "",
+        "Pins the server: its fingerprint or public key, as the server's log prints it. Without it the first key seen is"
+        " remembered on the library volume and any other refused.",
+        group="Sync",
+        secret=True,
+    )
+    sync_schedule: schedule.Schedule = _setting(
+        Cron(), "0 21 * * 5", "When to sync, in the time zone TZ: five cron fields or an @alias.", group="Sync"
+    )
+    sync_delay: bool = _setting(
+        Truth(), "false", "Wait a random time before each scheduled sync, so that sites do not start together.", group="Sync"
+    )
+    sync_delay_max_seconds: int = _setting(
+        Whole(0, 604800), "21600", "Longest random wait in seconds.", group="Sync"
+    )
+    sync_max_bw: str = _setting(
+        Bandwidth(), "0", "Bandwidth limit as rsync takes it: 1.5m is 1.5 MiB/s, 0 is unlimited.", group="Sync"
+    )
+    sync_include: tuple[str, ...] = _setting(
+        Words(), "", "Only items whose folder or name matches one of these globs (* ? [a-z]), comma-separated.", group="Choice"
+    )
+    sync_exclude: tuple[str, ...] = _setting(
+        Words(), "", "No items whose folder or name matches one of these globs.", group="Choice"
+    )
+    sync_add: bool = _setting(Truth(), "true", "Bring new items.", group="Choice")
+    sync_update: bool = _setting(Truth(), "true", "Bring changes to items that are here.", group="Choice")
+    sync_delete: bool = _setting(Truth(), "true", "Remove items that are gone at the server.", group="Choice")
+    sync_max_delete: DeleteLimit = _setting(
+        Limit(),
+        "50%",
+        "A run that would remove more items than this is refused before anything is touched; `clr sync --allow-deletes`"
+        " overrides it once. One item may always go.",
+        group="Safety",
+    )
+    sync_retries: int = _setting(
+        Whole(0, 1000), "5", "Attempts after a failed one, when nothing moved in between.", group="Safety"
+    )
+    sync_retry_delay: timedelta = _setting(
+        Duration(), "15s", "Wait before the first retry; doubles each time, up to ten minutes.", group="Safety"
+    )
+    sync_timeout: timedelta = _setting(
+        Duration(), "5m", "A line silent for this long is given up (and the attempt retried).", group="Safety"
+    )
+    sync_connect_timeout: timedelta = _setting(
+        Duration(), "30s", "Longest wait for a connection.", group="Safety"
+    )
+    sync_window: timedelta = _setting(
+        Duration(), "7d", "Longest run; then it stops cleanly and the next run goes on. 0 is no limit.", group="Safety"
+    )
+    library_name: str = _setting(Label(1, 80), "Library", "Name of the library in its manifest.", group="Library")
+    library_browse: bool = _setting(Truth(), "false", "Let people list folders in a browser.", group="Library")
+    library_password: str = _setting(
+        Label(0, 72),
+        "",
+        "Password of the library, user `vcsp`. Empty: no password asked. Bcrypt takes 72 bytes.",
+        group="Library",
+        secret=True,
+    )
+    library_keep: int = _setting(
+        Whole(1, 1000), "3", "Generations kept for `clr rollback`, the current one included.", group="Library"
+    )
+    library_grace: timedelta = _setting(
+        Duration(),
+        "24h",
+        "How long replaced files stay readable, so that a slow subscriber finishes the generation it began.",
+        group="Library",
+    )
+    library_hrefs: str = _setting(
+        OneOf("tree", "plain"),
+        "tree",
+        "`tree`: file URLs name the immutable item tree. `plain`: they name the folder, as the original's did.",
+        group="Library",
+    )
+    library_generation_num: str = _setting(
+        OneOf("file", "item"),
+        "file",
+        "`file`: generationNum grows for changed files only. `item`: for all files of a changed item.",
+        group="Library",
+    )
+    tls_name: str = _setting(
+        HostName(), "", "Name of the site. Set: HTTPS with a certificate for it. Empty: HTTP.", group="TLS"
+    )
+    tls_custom_cert: bool = _setting(
+        Truth(), "false", "Use `cert.pem` and `key.pem` from /etc/caddycerts. Otherwise ACME (Let's Encrypt).", group="TLS"
+    )
+    tls_internal: bool = _setting(
+        Truth(), "false", "Use a certificate of Caddy's own CA, made and renewed here.", group="TLS"
+    )
+    http_port: int = _setting(Whole(1, 65535), "80", "Port for HTTP inside the container.", group="TLS")
+    https_port: int = _setting(Whole(1, 65535), "443", "Port for HTTPS inside the container.", group="TLS")
+    log_format: str = _setting(OneOf("text", "json"), "text", "Form of log lines.", group="Logs")
+    log_level: str = _setting(OneOf("debug", "info", "warning", "error"), "info", "Least level logged.", group="Logs")
+    clr_library_dir: Path = _setting(Folder(), "/syncer/library", "The library volume.", group="Folders")
+    clr_keys_dir: Path = _setting(Folder(), "/syncer/.ssh", "Folder with the private key `id_syncer`.", group="Folders")
+    clr_certs_dir: Path = _setting(Folder(), "/etc/caddycerts", "Folder with cert.pem and key.pem.", group="Folders")
+    clr_data_dir: Path = _setting(Folder(), "/data", "Caddy's data: certificates it obtained, its CA.", group="Folders")
+    clr_run_dir: Path = _setting(Folder(), "/run/clr", "Sockets and files of the running process.", group="Folders")
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """The servers in the order in which they are tried, each with its port."""
+        return tuple(Peer(host, port or self.sync_port) for host, port in self.sync_peer)
+
+    def require_peer(self) -> None:
+        """Raise SettingsError unless there is a server to pull from."""
+        if not self.sync_peer:
+            raise SettingsError(f"SYNC_PEER is not set; allowed: {Peers.allowed}")
+
+
+PREFIXES = ("SYNC_", "TLS_", "LIBRARY_")
+ALIASES = {"SYNC_MAX_KBPS": "SYNC_MAX_BW"}
+
+
+def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """Read the settings from an environment.
+
+    :returns: the settings, and warnings about variables that look misspelt or go by an old name.
+    :raises SettingsError: the first value that cannot be used: its name, the value and what is allowed.
+    """
+    warnings: list[str] = []
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        variable = field.name.upper()
+        text = _lookup(environ, variable, secret=field.metadata["secret"], warnings=warnings)
+        if not text and field.type != "str":
+            text = field.metadata["default"]
+        values[field.name] = _convert(variable, field.metadata, field.metadata["default"] if text is None else text)
+    settings = Settings(**values)
+    if settings.tls_custom_cert and settings.tls_internal:
+        raise SettingsError("TLS_INTERNAL=true and TLS_CUSTOM_CERT=true exclude each other; set one of them")
+    if settings.tls_internal and not settings.tls_name:
+        raise SettingsError("TLS_INTERNAL=true needs TLS_NAME, the name that the certificate is for")
+    if settings.tls_custom_cert and not settings.tls_name:
+        raise SettingsError("TLS_CUSTOM_CERT=true needs TLS_NAME, the name that the certificate is for")
+    return settings, warnings + _misspelt(environ)
+
+
+def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings: list[str]) -> str | None:
+    text = environ.get(variable)
+    for old, new in ALIASES.items():
+        if new == variable and old in environ:
+            if text is None:
+                warnings.append(f"{old} is an old name; rename it to {new}")
+                text = environ[old]
+            else:
+                warnings.append(f"{old} is ignored, because {new} is set")
+    file = environ.get(f"{variable}_FILE") if secret else None
+    if not file:
+        return text
+    if text:
+        raise SettingsError(f"{variable} and {variable}_FILE are both set; keep one of them")
+    try:
+        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{variable}_FILE={file!r} cannot be read ({error}); allowed: a readable text file") from None
+
+
+def _convert(variable: str, metadata: Mapping[str, Any], text: str) -> Any:  # noqa: ANN401
+    try:
+        return metadata["type"].convert(text, None, None)
+    except click.BadParameter as error:
+        shown = "***" if metadata["secret"] else repr(text)
+        raise SettingsError(f"{variable}={shown} cannot be used; allowed: {error.message}") from None
+
+
+def _misspelt(environ: Mapping[str, str]) -> list[str]:
+    fields = dataclasses.fields(Settings)
+    known = {field.name.upper() for field in fields} | set(ALIASES)
+    known |= {f"{field.name.upper()}_FILE" for field in fields if field.metadata["secret"]}
+    warnings = []
+    for name in sorted(set(environ) - known):
+        if name.startswith(PREFIXES):
+            likely = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {likely[0]}?" if likely else ""
+            warnings.append(f"{name} is not a setting of this program{hint}")
+    return warnings
