@@ -1,0 +1,54 @@
+# Content Library Rsync. `make` or `make help` lists what can be done here.
+# Nothing but make and a Debian machine is needed: the targets install the rest (as root, or with passwordless sudo).
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint docs images up down clean
+
+setup_sh := tests/support/setup.sh
+python := .venv/bin/python
+# /usr/sbin, where sshd lives, is not on an ordinary user's PATH.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+# Compose v2 where it is installed, else v1.
+compose = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+help: ## Say what can be done here
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Install what `clr` and its tests need; afterwards .venv/bin/clr works
+	@$(setup_sh) packages demo
+	@$(setup_sh) venv dev
+
+demo: ## Watch templates travel from a locked-down sshd to a subscribable library, on this machine
+	@$(setup_sh) packages demo
+	@$(setup_sh) venv run
+	@$(python) tests/support/demo.py
+
+test: ## Run all tests (those with containers only where a Docker engine answers)
+	@$(setup_sh) packages test
+	@$(setup_sh) venv dev
+	@.venv/bin/pytest -c tests/pytest.ini tests
+
+lint: ## Check style, types, shell files, YAML and compose files; warnings are errors
+	@$(setup_sh) packages lint
+	@$(setup_sh) venv dev
+	@tests/support/lint.sh
+
+docs: ## Write the generated reference pages anew
+	@$(setup_sh) venv dev
+	@cd tests && ../$(python) -m support.reference
+
+images: ## Build both images
+	@$(compose) -f docker-compose.server.yaml build
+	@$(compose) -f docker-compose.client.yaml build
+
+up: ## Start both roles on this host with their compose files
+	@$(compose) -f docker-compose.server.yaml up -d
+	@$(compose) -f docker-compose.client.yaml up -d
+
+down: ## Stop both roles; keys and libraries stay
+	@$(compose) -f docker-compose.client.yaml down
+	@$(compose) -f docker-compose.server.yaml down
+
+clean: ## Remove what these targets made: .venv, the demo's files, caches
+	@rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/.pytest_cache tests/.hypothesis
+	@find client tests -name __pycache__ -type d -prune -exec rm -rf {} +
