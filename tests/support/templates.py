@@ -30,8 +30,9 @@ def envelope(
 
     ``files`` are names and sizes; ``hrefs`` replaces what is written for a name.
     """
+    hrefs = hrefs or {}
     references = "".join(
-        f"    <File ovf:href={quoteattr((hrefs or {}).get(file, file))} ovf:id='file{number}' ovf:size='{size}'/>\n"
+        f"    <File ovf:href={quoteattr(hrefs.get(file, file))} ovf:id='file{number}' ovf:size='{size}'/>\n"
         for number, (file, size) in enumerate(files.items(), 1)
     )
     disks = "".join(
@@ -104,8 +105,8 @@ def fake_template(
     """Write a tiny valid OVF item into ``folder`` (made if missing) and return its .ovf.
 
     Disks are incompressible bytes that depend on the name and ``revision`` only; a revision above 0 changes
-    the middle of each. ``algorithm`` is the manifest's, None for no manifest. Files are replaced by rename, as an
-    orderly publisher does.
+    the middle of each. ``algorithm`` is the manifest's, None for no manifest. Files are replaced by rename,
+    as an orderly publisher does.
     """
     name = name or folder.name
     folder.mkdir(parents=True, exist_ok=True)
