@@ -21,7 +21,7 @@ setup: ## Install what `clr` and its tests need; afterwards .venv/bin/clr works
 demo: ## Watch templates travel from a locked-down sshd to a subscribable library, on this machine
 	@$(setup_sh) packages demo
 	@$(setup_sh) venv run
-	@$(python) tests/support/demo.py
+	@cd tests && ../$(python) -m support.demo
 
 test: ## Run all tests (those with containers only where a Docker engine answers)
 	@$(setup_sh) packages test

@@ -1,4 +1,4 @@
-"""The reference pages that are generated from the code: ``make docs`` writes them, a test fails when they are old."""
+"""The reference pages generated from the code: ``make docs`` writes them, a test fails when they are old."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import click
-
 from clr_client import cli, settings
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
@@ -18,9 +17,9 @@ _SETTINGS_HEAD = """\
 
 <!-- Generated from client/src/clr_client/settings.py by `make docs`; edits here are lost. -->
 
-Every setting is an environment variable. A value that cannot be used ends the start with one line: name, value and
-what is allowed. A variable that begins with `SYNC_`, `TLS_` or `LIBRARY_` and is none of these is warned about, with
-the likely name. An empty value stands for the default.
+Every setting is an environment variable. A value that cannot be used ends the start with one line: name,
+value and what is allowed. A variable that begins with `SYNC_`, `TLS_` or `LIBRARY_` and is none of these is
+warned about, with the likely name. An empty value stands for the default.
 
 The server has a few settings of its own: [server.md](server.md).
 """
@@ -30,9 +29,9 @@ _COMMANDS_HEAD = """\
 
 <!-- Generated from client/src/clr_client/cli.py by `make docs`; edits here are lost. -->
 
-In the container: `docker exec clr-client clr COMMAND`. In a checkout, after `make setup`: `.venv/bin/clr COMMAND`.
-Every command reads its settings from the environment: [settings.md](settings.md). What the exit codes mean:
-[exit-codes.md](exit-codes.md).
+In the container: `docker exec clr-client clr COMMAND`. In a checkout, after `make setup`:
+`.venv/bin/clr COMMAND`. Every command reads its settings from the environment: [settings.md](settings.md).
+What the exit codes mean: [exit-codes.md](exit-codes.md).
 """
 
 
