@@ -1,4 +1,4 @@
-"""Which files of a library tree make which item; whether it is complete and sound is for ``verify`` to say."""
+"""Which files of a library tree make which item; whether it is sound is for ``verify`` to say."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def assign_names(
         rival = owner.get(fold(taken[key]))
         if rival is None or rival not in holders:
             owner[fold(taken[key])] = key
-            if rival in taken:
+            if rival is not None and rival in taken:
                 losers.append(rival)
 
     names: dict[str, str] = {}

@@ -1,0 +1,197 @@
+"""Hashing files once, and remembering digests so that unchanged files are never opened again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING
+
+from clr_client.content.names import printable
+from clr_client.errors import HeldError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
+
+_FORMAT = 1
+_BUFFER = 1 << 20
+"""hashlib releases the interpreter's lock while it works on a buffer of this many bytes."""
+
+_Identity = tuple[int, int, int]
+
+
+class DigestCache:
+    """What was found out about files whose size, modification time and inode are still the same.
+
+    Facts are strings by name: hex digests by algorithm, and whatever else reading the file told. Usable from
+    several threads. Damage costs a second look at the files, nothing else.
+    """
+
+    def __init__(self) -> None:
+        """An empty cache."""
+        self._files: dict[str, tuple[_Identity, dict[str, str]]] = {}
+        self._asked: set[str] = set()
+        self._changed = False
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: Path) -> DigestCache:
+        """The cache saved at ``path``; an empty one if there is none or it cannot be read."""
+        cache = cls()
+        try:
+            document = json.loads(path.read_bytes())
+            if document["format"] == _FORMAT:
+                for name, (size, mtime, inode, facts) in document["files"].items():
+                    cache._files[name] = (int(size), int(mtime), int(inode)), _facts(facts)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            cache._files.clear()
+        return cache
+
+    def get(self, path: Path, info: os.stat_result | None = None) -> dict[str, str]:
+        """The facts known about the file as it is now (``info``, or asked of the disk); empty if none."""
+        name = str(path)
+        if info is None:
+            try:
+                info = path.lstat()
+            except OSError:
+                return {}
+        with self._lock:
+            self._asked.add(name)
+            identity, facts = self._files.get(name, (None, {}))
+            return dict(facts) if identity == _identity(info) else {}
+
+    def put(self, path: Path, info: os.stat_result, facts: Mapping[str, str]) -> None:
+        """Add facts about the file that ``info`` was taken of before its content was read."""
+        name = str(path)
+        with self._lock:
+            self._asked.add(name)
+            identity, known = self._files.get(name, (None, {}))
+            kept = known if identity == _identity(info) else {}
+            self._files[name] = _identity(info), {**kept, **facts}
+            self._changed = True
+
+    def save(self, path: Path) -> None:
+        """Write the cache, if it changed, with temporary file, fsync and rename.
+
+        Entries that nobody asked for are dropped once their file is gone or another. Raises OSError.
+        """
+        with self._lock:
+            gone = [name for name in self._files if name not in self._asked and not self._current(name)]
+            for name in gone:
+                del self._files[name]
+            if not gone and not self._changed:
+                return
+            files = {name: [*identity, facts] for name, (identity, facts) in self._files.items()}
+            self._changed = False
+        temporary = path.with_name(f".{path.name}.new")
+        with temporary.open("w", encoding="ascii") as stream:
+            json.dump({"format": _FORMAT, "files": files}, stream, separators=(",", ":"))
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+
+    def _current(self, name: str) -> bool:
+        try:
+            return _identity(os.lstat(name)) == self._files[name][0]
+        except (OSError, ValueError):
+            return False
+
+
+def _facts(facts: object) -> dict[str, str]:
+    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+        raise TypeError
+    return facts
+
+
+def _identity(info: os.stat_result) -> _Identity:
+    return info.st_size, info.st_mtime_ns, info.st_ino
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a regular file for reading, never through a link: its descriptor and status.
+
+    Raises HeldError if it is missing, not a regular file or unreadable, and at the end if it is not the same
+    file any more or changed while it was open.
+    """
+    shown = printable(path.name)
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise HeldError(f"{shown} cannot be read: {error.strerror}") from error
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise HeldError(f"{shown} is not a regular file")
+        yield descriptor, before
+        try:
+            after = path.lstat()
+        except OSError as error:
+            raise HeldError(f"{shown} vanished while it was read") from error
+        if not _identity(before) == _identity(os.fstat(descriptor)) == _identity(after):
+            raise HeldError(f"{shown} changed while it was read")
+    except OSError as error:
+        raise HeldError(f"{shown} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def hash_range(
+    descriptor: int,
+    offset: int,
+    size: int,
+    algorithms: Collection[str],
+    *,
+    sink: Callable[[memoryview], object] | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, str]:
+    """Hex digests of ``size`` bytes of an open file, by algorithm, from one read; ``sink`` gets each piece.
+
+    Raises HeldError if the file ends early or ``stop`` is set, OSError if it cannot be read.
+    """
+    hashes = {algorithm: hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms}
+    buffer = memoryview(bytearray(min(_BUFFER, size)))
+    done = 0
+    while done < size:
+        if stop is not None and stop.is_set():
+            raise HeldError("verification was stopped")
+        count = os.preadv(descriptor, [buffer[: size - done]], offset + done)
+        if count == 0:
+            raise HeldError("a file became shorter while it was read")
+        for digest in hashes.values():
+            digest.update(buffer[:count])
+        if sink is not None:
+            sink(buffer[:count])
+        done += count
+    return {algorithm: digest.hexdigest() for algorithm, digest in hashes.items()}
+
+
+def hash_file(
+    path: Path, algorithms: Collection[str], cache: DigestCache, *, stop: threading.Event | None = None
+) -> dict[str, str]:
+    """Hex digests of a file by algorithm; read at most once, and not at all if the cache knows them all.
+
+    Raises HeldError for what cannot be read, is not a regular file, or changes meanwhile.
+    """
+    known = cache.get(path)
+    missing = [algorithm for algorithm in algorithms if algorithm not in known]
+    if missing:
+        with opened(path) as (descriptor, info):
+            found = hash_range(descriptor, 0, info.st_size, missing, stop=stop)
+        cache.put(path, info, found)
+        known |= found
+    return {algorithm: known[algorithm] for algorithm in algorithms}
+
+
+def read_small(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
+    """Content and status of a file of at most ``limit`` bytes. Raises HeldError."""
+    with opened(path) as (descriptor, info):
+        if info.st_size > limit:
+            raise HeldError(f"{printable(path.name)} is larger than {limit >> 10} KiB")
+        content = b"".join(iter(lambda: os.read(descriptor, _BUFFER), b""))
+    return content, info

@@ -1,0 +1,285 @@
+"""Whether an item is complete and sound, and what of it is published."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from clr_client import __version__
+from clr_client.content import checksums, metadata, ova, ovf
+from clr_client.content.digests import hash_file, opened, read_small
+from clr_client.content.names import fold
+from clr_client.errors import HeldError
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+    from clr_client.content.digests import DigestCache
+    from clr_client.content.items import SourceItem
+    from clr_client.files import FileInfo
+
+# A later release may accept what this one refuses.
+_REFUSED = f"refused by {__version__}"
+
+ItemType = Literal["vcsp.ovf", "vcsp.iso", "vcsp.other"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedFile:
+    """A file to publish: size in bytes, SHA-256 in hex, where it lies; None if it is to be unpacked."""
+
+    name: str
+    size: int
+    sha256: str
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedItem:
+    """An item that may be published; ``archive`` is the OVA that files without a path are unpacked from."""
+
+    key: str
+    name: str
+    description: str
+    type: ItemType
+    is_vapp_template: bool
+    files: tuple[VerifiedFile, ...]
+    archive: Path | None
+    warnings: tuple[str, ...]
+
+
+def verify(
+    item: SourceItem,
+    root: Path,
+    cache: DigestCache,
+    *,
+    unpack: bool = True,
+    stop: threading.Event | None = None,
+) -> VerifiedItem:
+    """Check an item whose files lie under ``root`` and hash what the cache does not know, each file once.
+
+    Every file has to be there with the size and time of the listing; an OVF needs every file it references; a
+    manifest of the OVF's name has to match. With ``unpack`` an OVA is published as the files in it, else as
+    it is. ``stop`` ends hashing early. Blocks. Raises HeldError with the reason.
+    """
+    if item.problem is not None:
+        raise HeldError(item.problem)
+    _check_folders(item, root)
+    for file in item.files if item.metadata is None else (*item.files, item.metadata):
+        _check_present(file, root)
+    said = _metadata(item, root, cache)
+    reader = _Reader(root, cache, stop)
+    envelopes = [file for file in item.files if file.suffix == ".ovf"]
+    archives = [file for file in item.files if file.suffix == ".ova"]
+    if envelopes:
+        found = _ovf_item(item, envelopes, reader)
+    elif len(archives) == 1 and unpack:
+        found = _ova_item(item, archives[0], reader)
+    else:
+        found = _plain_item(item, archives, reader)
+    return VerifiedItem(
+        key=item.key,
+        name=said.name or item.default_name,
+        description=said.description,
+        type=found.type,
+        is_vapp_template=found.is_vapp_template,
+        files=tuple(sorted(found.files, key=lambda file: file.name)),
+        archive=found.archive,
+        warnings=item.notes + found.warnings,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Everything that is needed to look into files."""
+
+    root: Path
+    cache: DigestCache
+    stop: threading.Event | None
+
+    def hashed(self, files: Collection[FileInfo], algorithms: Mapping[str, set[str]]) -> _Digests:
+        """Digests of files by name: SHA-256, and the further algorithms wanted for a name."""
+        return {
+            file.name: hash_file(
+                self.root / file.path,
+                {"sha256"} | algorithms.get(file.name, set()),
+                self.cache,
+                stop=self.stop,
+            )
+            for file in files
+        }
+
+    def files(self, files: Collection[FileInfo], digests: _Digests) -> tuple[VerifiedFile, ...]:
+        """What to publish of plain files."""
+        return tuple(
+            VerifiedFile(file.name, file.size, digests[file.name]["sha256"], self.root / file.path)
+            for file in files
+        )
+
+
+_Digests = dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    type: ItemType
+    files: tuple[VerifiedFile, ...]
+    is_vapp_template: bool = False
+    archive: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def _check_folders(item: SourceItem, root: Path) -> None:
+    """No folder on the way may be a link: it would lead out of the library."""
+    folder = root
+    for segment in item.files[0].folder.split("/"):
+        folder /= segment
+        try:
+            mode = folder.lstat().st_mode
+        except OSError as error:
+            raise HeldError(f"the folder {item.files[0].folder} is not here: {error.strerror}") from error
+        if folder != root and not stat.S_ISDIR(mode):
+            raise HeldError(f"{folder.relative_to(root)} is not a folder")
+
+
+def _check_present(file: FileInfo, root: Path) -> None:
+    try:
+        info = (root / file.path).lstat()
+    except OSError as error:
+        raise HeldError(f"{file.name} is not here: {error.strerror}") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise HeldError(f"{file.name} is not a regular file")
+    if info.st_size != file.size:
+        raise HeldError(f"{file.name} has {info.st_size} bytes here, {file.size} at the source")
+    if info.st_mtime_ns // 1_000_000_000 != file.mtime:
+        raise HeldError(f"{file.name} is not the version that the source lists")
+
+
+def _metadata(item: SourceItem, root: Path, cache: DigestCache) -> metadata.Metadata:
+    if item.metadata is None:
+        return metadata.Metadata()
+
+    def read(data: bytes) -> str:
+        return metadata.parse(data).dump()
+
+    path = root / item.metadata.path
+    return metadata.restore(_fact(path, "metadata", metadata.MAX_METADATA, read, (), cache))
+
+
+def _fact(
+    path: Path,
+    kind: str,
+    limit: int,
+    read: Callable[[bytes], str],
+    algorithms: Collection[str],
+    cache: DigestCache,
+) -> str:
+    """What a small file says, from the cache or from one read that serves its digests too."""
+    known = cache.get(path)
+    if kind in known and all(algorithm in known for algorithm in algorithms):
+        return known[kind]
+    data, info = read_small(path, limit)
+    facts = {kind: read(data)}
+    for algorithm in algorithms:
+        facts[algorithm] = hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
+    cache.put(path, info, facts)
+    return facts[kind]
+
+
+def _ovf_item(item: SourceItem, envelopes: list[FileInfo], reader: _Reader) -> _Found:
+    if len(envelopes) > 1:
+        names = f"{envelopes[0].name} and {envelopes[1].name}"
+        raise HeldError(f"more than one .ovf in one folder: {names}; give each template its own")
+    sizes = {file.name: file.size for file in item.files}
+    descriptor = envelopes[0]
+    stem = fold(descriptor.name[: -len(".ovf")])
+    manifests = [file for file in item.files if file.suffix == ".mf"]
+    manifest = next((file for file in manifests if fold(file.name[: -len(".mf")]) == stem), None)
+    listed: tuple[checksums.Entry, ...] = ()
+    if manifest is not None:
+        text = _fact(
+            reader.root / manifest.path,
+            "manifest",
+            checksums.MAX_MANIFEST,
+            lambda data: json.dumps([[e.name, e.algorithm, e.digest] for e in checksums.parse(data)]),
+            ("sha256",),
+            reader.cache,
+        )
+        listed = tuple(checksums.Entry(*entry) for entry in json.loads(text))
+    algorithms = checksums.wanted(listed, sizes)
+    text = _fact(
+        reader.root / descriptor.path,
+        "envelope",
+        ovf.MAX_ENVELOPE,
+        lambda data: ovf.parse(data).dump(),
+        {"sha256"} | algorithms.get(descriptor.name, set()),
+        reader.cache,
+    )
+    envelope = ovf.restore(text)
+    try:
+        ovf.resolve(envelope, sizes)
+    except HeldError as error:
+        if "/" not in item.key and item.key == descriptor.path:
+            raise HeldError(error.message, "A template needs a folder of its own") from error
+        raise
+    digests = reader.hashed(item.files, algorithms)
+    warnings = () if manifest is None else checksums.compare(listed, digests, manifest.name)
+    stray = tuple(
+        f"{file.name} was not checked: its name is not that of {descriptor.name}"
+        for file in manifests
+        if file is not manifest
+    )
+    files = reader.files(item.files, digests)
+    return _Found("vcsp.ovf", files, envelope.is_vapp_template, warnings=warnings + stray)
+
+
+def _ova_item(item: SourceItem, archive: FileInfo, reader: _Reader) -> _Found:
+    path = reader.root / archive.path
+    contents = _ova_contents(path, reader)
+    beside = [file for file in item.files if file is not archive]
+    inside = {fold(member.name): member.name for member in contents.members}
+    for file in beside:
+        if fold(file.name) in inside:
+            raise HeldError(f"{file.name} lies beside {archive.name} and in it")
+    files = tuple(VerifiedFile(member.name, member.size, member.sha256, None) for member in contents.members)
+    files += reader.files(beside, reader.hashed(beside, {}))
+    return _Found("vcsp.ovf", files, contents.is_vapp_template, path, contents.warnings)
+
+
+def _ova_contents(path: Path, reader: _Reader) -> ova.Contents:
+    known = reader.cache.get(path)
+    if "ova" in known:
+        return ova.restore(known["ova"])
+    refused = known.get(_REFUSED)
+    if refused is None:
+        with opened(path) as (descriptor, info):
+            try:
+                contents = ova.inspect(descriptor, info.st_size, stop=reader.stop)
+            except HeldError as error:
+                if reader.stop is not None and reader.stop.is_set():
+                    raise
+                refused = error.message
+        fact = {"ova": contents.dump()} if refused is None else {_REFUSED: refused}
+        reader.cache.put(path, info, fact)
+    if refused is not None:
+        raise HeldError(refused)
+    return contents
+
+
+def _plain_item(item: SourceItem, archives: list[FileInfo], reader: _Reader) -> _Found:
+    images = [file for file in item.files if file.suffix == ".iso"]
+    warnings: list[str] = []
+    if archives:
+        warnings.append(
+            "an .ova that is not unpacked cannot be deployed from a subscribed library"
+            + ("; give each a folder of its own" if len(archives) > 1 else "")
+        )
+    if len(images) > 1:
+        warnings.append("several .iso beside other files are one item; Cloud Director wants one each")
+    files = reader.files(item.files, reader.hashed(item.files, {}))
+    return _Found("vcsp.iso" if images else "vcsp.other", files, warnings=tuple(warnings))
