@@ -1,0 +1,108 @@
+"""Turns the end of a failed rsync into an error that says what happened and what to do."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from clr_client.errors import HostKeyError, TransportError
+from clr_client.transport.rsync import EXIT_TEXTS, REMOTE_SHELL_FAILED, RETRYABLE, SOME_UNREADABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clr_client.transport.runner import Ended
+    from clr_client.transport.ssh import Link
+
+SHOWN_LINES = 5
+DENIED = re.compile(r"Permission denied \(")
+_CHANGED = re.compile(r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* has changed")
+_UNKNOWN = re.compile(r"No \S+ host key is known for|Host key verification failed")
+_SHOWN_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_REFUSED_BY_RRSYNC = re.compile(r"rrsync error:")
+_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+
+
+def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -> TransportError:
+    """The error for an rsync that ended with a status other than 0, 23 or 24.
+
+    :param remembered: fingerprints that known_hosts holds of the server.
+    :param own_key: fingerprint of the key this side shows.
+    """
+    text = "\n".join(ended.stderr)
+    peer = str(link.peer)
+    if ended.code == REMOTE_SHELL_FAILED and (error := _ssh_failure(text, peer, link, remembered, own_key)):
+        return error
+    if _REFUSED_BY_RRSYNC.search(text):
+        return TransportError(
+            f"the server {peer} refuses: {_last(ended.stderr)}", "Look at the server's log", retryable=False
+        )
+    if _NO_SPACE.search(text):
+        return TransportError(
+            f"the library volume is full: {_last(ended.stderr)}",
+            "Make room on the library volume",
+            retryable=False,
+        )
+    if ended.code < 0:
+        return TransportError(f"rsync was killed by signal {-ended.code}{_with(ended.stderr)}")
+    meaning = EXIT_TEXTS.get(ended.code, "unknown error")
+    return TransportError(
+        f"rsync from {peer} ended with code {ended.code} ({meaning}){_with(ended.stderr)}",
+        retryable=ended.code in RETRYABLE,
+    )
+
+
+def source_failure(ended: Ended, link: Link) -> TransportError:
+    """The error for a library that could not be read at all (status 23 and not a single entry)."""
+    return TransportError(
+        f"the server {link.peer} cannot read its library (rsync code {SOME_UNREADABLE}){_with(ended.stderr)}",
+        "Check at the server that the folder is mounted and readable by its account",
+        retryable=False,
+    )
+
+
+def _ssh_failure(
+    text: str, peer: str, link: Link, remembered: Sequence[str], own_key: str
+) -> TransportError | None:
+    if _CHANGED.search(text):
+        shown = _SHOWN_KEY.search(text)
+        return HostKeyError(
+            f"the host key of {peer} has changed: remembered {', '.join(remembered) or 'none'};"
+            f" shown {shown[0] if shown else 'unknown'}",
+            "If the server was set up anew, compare with the fingerprints in its log and pin the new key, or"
+            f" remove the server's lines from {link.known_hosts}; otherwise somebody is in between",
+        )
+    if _UNKNOWN.search(text):
+        return HostKeyError(
+            f"the host key of {peer} is not known: remembered {', '.join(remembered) or 'none'}",
+            "Pin the key that the server's log shows",
+        )
+    if DENIED.search(text):
+        lines = [line for line in text.splitlines() if line.strip()]
+        return TransportError(
+            f"the server {peer} does not accept the key {link.identity} ({own_key}){_with(lines)}",
+            "Put its public key (the .pub file) into the server's key folder and restart the server, or give"
+            " this side the right private key, without a passphrase",
+            retryable=False,
+        )
+    if text.strip():
+        return TransportError(f"no connection to {peer}{_with(text.splitlines())}")
+    return None
+
+
+def _useful(lines: Sequence[str]) -> list[str]:
+    """What tells the reason: rsync's closing line repeats its exit status, a row of @ is decoration."""
+    useful = [
+        line
+        for line in lines
+        if not re.match(r"rsync error: |@+$|rsync: connection unexpectedly closed", line)
+    ]
+    return (useful or list(lines))[-SHOWN_LINES:]
+
+
+def _with(lines: Sequence[str]) -> str:
+    return ": " + " | ".join(_useful(lines)) if lines else ""
+
+
+def _last(lines: Sequence[str]) -> str:
+    return " | ".join(_useful(lines))

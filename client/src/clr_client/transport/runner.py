@@ -1,0 +1,228 @@
+"""Runs rsync in a process group of its own, watches it, and leaves nothing of it behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+from collections import deque
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clr_client.errors import TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+GRACE_SECONDS = 5.0
+MEMORY_LIMIT = 2 << 30
+_NEVER = timedelta(0)
+CAPTURE_LIMIT = 1 << 20
+CAPTURE_SECONDS = 120.0
+STDERR_LINES = 100
+LINE_LENGTH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended: its exit status (negative: the signal) and its last lines on stderr, made
+    printable.
+    """
+
+    code: int
+    stderr: tuple[str, ...]
+
+
+def environment() -> dict[str, str]:
+    """The whole environment of a child: no setting, secret or preference of this process or of its user.
+
+    popt reads ``$HOME/.popt``, so the home is one that cannot exist.
+    """
+    path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+    return {"PATH": path, "TZ": "UTC", "LC_ALL": "C", "HOME": "/nonexistent"}
+
+
+def printable(line: bytes) -> str:
+    """A line of another program as text without control characters, at most ``LINE_LENGTH`` characters."""
+    text = line[:LINE_LENGTH].decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+async def run(
+    argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[bytes], None], idle: timedelta
+) -> Ended:
+    """Run a program until it ends; feed it ``stdin``, hand each piece of its stdout to ``on_output``.
+
+    However this ends, no process of the program's group is left: SIGTERM, so that rsync keeps what arrived as
+    partial files, and SIGKILL after ``GRACE_SECONDS``.
+
+    :param idle: longest time without a sign of life: output, or a byte read by a member of the group that is
+        not ssh (its keep-alive messages are answered by the server's sshd, whatever the server's rsync does).
+        Zero: no limit.
+    :raises TransportError: not installed (final), or silent for longer than ``idle`` and a margin, in which
+        rsync's own ``--timeout`` has the first word (retryable).
+    :raises Exception: whatever ``on_output`` raises.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        transport, child = await loop.subprocess_exec(
+            lambda: _Child(on_output), *argv, env=environment(), cwd="/", start_new_session=True
+        )
+    except FileNotFoundError:
+        raise TransportError(f"{argv[0]} is not installed", "Install it", retryable=False) from None
+    group = transport.get_pid()
+    try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            resource.prlimit(group, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+        _feed(transport, stdin)
+        await _outcome(child, group, idle.total_seconds())
+        await _end(group)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_SECONDS):
+                await child.closed.wait()
+        if child.failure is not None:
+            raise child.failure
+        return Ended(transport.get_returncode() or 0, child.tail())
+    finally:
+        await _end(group)
+        transport.close()
+
+
+async def capture(argv: Sequence[str]) -> tuple[int, str, str]:
+    """Run a small program and return its exit status, stdout and stderr, both bounded.
+
+    :raises TransportError: not installed, more output than ``CAPTURE_LIMIT`` bytes, or slower than two
+        minutes.
+    """
+    output = bytearray()
+
+    def keep(data: bytes) -> None:
+        output.extend(data)
+        if len(output) > CAPTURE_LIMIT:
+            raise TransportError(f"{argv[0]} wrote more than {CAPTURE_LIMIT} bytes", retryable=False)
+
+    try:
+        async with asyncio.timeout(CAPTURE_SECONDS):
+            ended = await run(argv, on_output=keep, idle=_NEVER)
+    except TimeoutError:
+        raise TransportError(f"{argv[0]} did not end within {CAPTURE_SECONDS:.0f} seconds") from None
+    return ended.code, output.decode("utf-8", "backslashreplace"), "\n".join(ended.stderr)
+
+
+class _Child(asyncio.SubprocessProtocol):
+    """Takes what a child writes, as it comes: nothing is ever queued up here."""
+
+    def __init__(self, on_output: Callable[[bytes], None]) -> None:
+        self.on_output = on_output
+        self.outcome = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.failure: Exception | None = None
+        self.received = 0
+        self._open = {1, 2}
+        self._lines: deque[bytes] = deque(maxlen=STDERR_LINES)
+        self._line = b""
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.received += len(data)
+        if fd == 2:
+            *lines, rest = (self._line + data.replace(b"\r", b"\n")).split(b"\n")
+            self._lines.extend(line for line in lines if line.strip())
+            self._line = rest[:LINE_LENGTH]
+        elif self.failure is None:
+            try:
+                self.on_output(data)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends the run and is raised there
+                self.failure = error
+                self.outcome.set()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
+        self._open.discard(fd)
+        if not self._open:
+            self.closed.set()
+
+    def process_exited(self) -> None:
+        self.outcome.set()
+
+    def tail(self) -> tuple[str, ...]:
+        return tuple(printable(line) for line in (*self._lines, self._line) if line.strip())
+
+
+def _feed(transport: asyncio.SubprocessTransport, stdin: bytes) -> None:
+    pipe = transport.get_pipe_transport(0)
+    if isinstance(pipe, asyncio.WriteTransport):
+        pipe.write(stdin)
+        pipe.write_eof()
+
+
+async def _outcome(child: _Child, group: int, idle: float) -> None:
+    """Wait until the child has ended or its output was refused."""
+    if not idle:
+        await child.outcome.wait()
+        return
+    loop = asyncio.get_running_loop()
+    limit = idle + min(max(idle / 10, 1.0), 30.0)
+    life, since = (-1, -1), loop.time()
+    while not child.outcome.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(limit / 4, 5.0)):
+                await child.outcome.wait()
+        now = (child.received, _bytes_read(group))
+        if now != life:
+            life, since = now, loop.time()
+        elif loop.time() - since > limit and not child.outcome.is_set():
+            raise TransportError(f"nothing moved on the line for {limit:.0f} seconds; given up")
+
+
+async def _end(group: int) -> None:
+    """End every process of a group and wait until they are gone."""
+    if not _members(group):
+        return
+    try:
+        _signal(group, signal.SIGTERM)
+        await _gone(group, GRACE_SECONDS)
+    finally:
+        _signal(group, signal.SIGKILL)
+    await _gone(group, GRACE_SECONDS)
+
+
+async def _gone(group: int, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while _members(group) and loop.time() < deadline:
+        await asyncio.sleep(0.02)  # noqa: ASYNC110 - nothing tells when a group is gone
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    if _members(group):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, number)
+
+
+def _members(group: int) -> list[Path]:
+    """Folders in /proc of a group's processes. Zombies do not count: they hold nothing, and PID 1 may not
+    reap them.
+    """
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, _, member_of, *_ = (process / "stat").read_bytes().rpartition(b") ")[2].split()
+                if int(member_of) == group and state not in (b"Z", b"X"):
+                    found.append(process)
+    return found
+
+
+def _bytes_read(group: int) -> int:
+    """Bytes that the group's processes other than ssh have read so far, from files, pipes and sockets."""
+    total = 0
+    for process in _members(group):
+        with contextlib.suppress(OSError):
+            if (process / "comm").read_bytes().strip() != b"ssh":
+                counters = (process / "io").read_bytes().split()
+                total += int(counters[counters.index(b"rchar:") + 1])
+    return total
