@@ -83,10 +83,10 @@ def _usage(name: str, command: click.Command) -> str:
 def _option_row(param: click.Parameter) -> str:
     if not isinstance(param, click.Option) or param.hidden:
         return ""
-    names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
-    if param.envvar:
-        names += f" (`{param.envvar}`)"
-    return f"| {_cell(names)} | {_cell(param.help or '')} |\n"
+    value = "" if param.is_flag else f" {param.metavar or param.type.name.upper()}"
+    names = ", ".join(f"`{name}{value}`" for name in (*param.opts, *param.secondary_opts))
+    required = " Required." if param.required else ""
+    return f"| {_cell(names)} | {_cell(param.help or '')}{required} |\n"
 
 
 def _cell(text: str) -> str:
