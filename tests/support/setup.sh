@@ -101,9 +101,12 @@ install_quietly() {
 }
 
 switch_off() {
-    has systemctl || return 0
     for unit in "$@"; do
-        as_root systemctl disable --now "$unit" 2>/dev/null || true
+        if has systemctl; then
+            as_root systemctl disable --now "$unit" || true
+        elif [ "${unit%.service}" != "$unit" ]; then
+            as_root update-rc.d "${unit%.service}" disable || true
+        fi
     done
 }
 
