@@ -76,5 +76,18 @@ class SubscriberError(ClrError):
     exit_code = 4
 
 
+class ProbeError(SubscriberError):
+    """A URL does not lead to a library.
+
+    ``probe`` is the result that vSphere names for it. ``progress`` (per cent) is set while the server says that it
+    is still preparing its first library.
+    """
+
+    def __init__(self, probe: str, message: str, remedy: str = "", *, progress: int | None = None) -> None:
+        super().__init__(message, remedy)
+        self.probe = probe
+        self.progress = progress
+
+
 class HeldError(ClrError):
     """One item cannot be published as it is; its last good version stays. The message is the reason shown."""

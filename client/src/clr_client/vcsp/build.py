@@ -58,8 +58,9 @@ def next_library(
     Returns ``previous`` itself when nothing that a subscriber can see has changed. An item keeps its id as
     long as its key stays. Its version grows with every visible change, its content version, etag and the
     generation numbers of its new and changed files only with its content; ``per_item_generations`` moves the
-    numbers of all its files, as the specification's letter has it. Files of unknown digest count as changed.
-    Descriptions are cut at 2000 characters.
+    numbers of all its files, as the specification's letter has it. A file of unknown digest counts as changed
+    as soon as its digest is known; a library that was adopted changes in every item, for it was written in
+    another way. Descriptions are cut at 2000 characters.
 
     Raises ManifestError when ``contents`` would make vSphere reject the library: equal names, names that are
     empty or too long, unknown types, unsafe paths. Raises ValueError for a ``now`` without zone or an unknown
@@ -94,9 +95,7 @@ def _normal(content: ItemContent) -> ItemContent:
     is_file = content.key_is_file
     if is_file is None:
         is_file = derives_file(content.key, [file.name for file in files])
-    return replace(
-        content, description=content.description[:DESCRIPTION_LIMIT], files=files, key_is_file=is_file
-    )
+    return replace(content, description=content.description[:DESCRIPTION_LIMIT], files=files, key_is_file=is_file)
 
 
 def _check(name: str, contents: Iterable[ItemContent]) -> None:
@@ -112,9 +111,7 @@ def _check(name: str, contents: Iterable[ItemContent]) -> None:
             raise ManifestError(f"The item at {content.key!r} has a name of {len(content.name)} characters")
         twin = names.setdefault(same_name(content.name), content.key)
         if twin != content.key:
-            raise ManifestError(
-                f"The items at {twin!r} and {content.key!r} have the same name {content.name!r}"
-            )
+            raise ManifestError(f"The items at {twin!r} and {content.key!r} have the same name {content.name!r}")
         _check_content(content)
 
 
@@ -126,9 +123,7 @@ def _check_content(content: ItemContent) -> None:
     files: set[str] = set()
     for file in content.files:
         if "/" in file.name or not is_safe_path(file.name):
-            raise ManifestError(
-                f"The item at {content.key!r} has a file with the impossible name {file.name!r}"
-            )
+            raise ManifestError(f"The item at {content.key!r} has a file with the impossible name {file.name!r}")
         if file.name in files:
             raise ManifestError(f"The item at {content.key!r} has two files of the name {file.name!r}")
         files.add(file.name)
@@ -138,9 +133,7 @@ def _check_content(content: ItemContent) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ManifestError(
-                f"The item at {content.key!r} has text that is not UTF-8: {text!r}"
-            ) from error
+            raise ManifestError(f"The item at {content.key!r} has text that is not UTF-8: {text!r}") from error
 
 
 def _match(items: Iterable[PublishedItem], contents: Sequence[ItemContent]) -> dict[str, PublishedItem]:
@@ -235,7 +228,7 @@ def _next_item(
 
 
 def _unchanged(old: PublishedFile | None, new: FileContent) -> bool:
-    return old is not None and bool(new.digest) and (old.size, old.digest) == (new.size, new.digest)
+    return old is not None and (old.size, old.digest) == (new.size, new.digest)
 
 
 def _sorted(items: Iterable[PublishedItem]) -> tuple[PublishedItem, ...]:

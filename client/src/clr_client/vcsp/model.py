@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 TYPES: Final = ("vcsp.ovf", "vcsp.iso", "vcsp.other")
 HREF_STYLES: Final = ("tree", "plain")
+ADOPTED: Final = "adopted"
 NAME_LIMIT: Final = 80
 DESCRIPTION_LIMIT: Final = 2000
 LARGEST: Final = 2**63 - 1
@@ -87,7 +88,10 @@ class PublishedItem:
 
 @dataclass(frozen=True, slots=True)
 class PublishedLibrary:
-    """A library as subscribers know it; ``items`` are sorted by name, ignoring case."""
+    """A library as subscribers know it; ``items`` are sorted by name, ignoring case.
+
+    ``href_style`` is one of ``HREF_STYLES``, or ``ADOPTED`` for one that was read from published manifests.
+    """
 
     id: str
     name: str
@@ -126,3 +130,16 @@ def derives_file(key: str, names: Collection[str]) -> bool:
 def is_safe_path(path: str) -> bool:
     """Whether ``path`` is relative, stays inside its root and has no empty, ``.`` or ``..`` segment."""
     return bool(path) and "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
+
+
+def as_content(item: PublishedItem) -> ItemContent:
+    """A published item as it is, for a library in which it stays."""
+    return ItemContent(
+        key=item.key,
+        name=item.name,
+        description=item.description,
+        type=item.type,
+        is_vapp_template=item.is_vapp_template,
+        files=tuple(FileContent(file.name, file.size, file.digest) for file in item.files),
+        key_is_file=item.key_is_file,
+    )

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from clr_client.errors import ManifestError
 from clr_client.vcsp.model import (
+    ADOPTED,
     HREF_STYLES,
     LARGEST,
     TYPES,
@@ -83,7 +84,7 @@ def load(data: bytes) -> PublishedLibrary:
         name=record.text("name"),
         version=record.integer("version", 1),
         created=record.moment("created"),
-        href_style=record.one_of("href_style", HREF_STYLES),
+        href_style=record.one_of("href_style", (*HREF_STYLES, ADOPTED)),
         items=tuple(_load_item(fields) for fields in record.objects("items")),
     )
     _refuse_twins("items of the id", (item.id.lower() for item in library.items))
@@ -153,9 +154,7 @@ class _Fields:
         return int(self._get(name, lambda value: type(value) is int and least <= value <= LARGEST, valid))
 
     def identity(self, name: str) -> str:
-        return str(
-            self._get(name, lambda value: isinstance(value, str) and is_id(value), "urn:uuid: and a UUID")
-        )
+        return str(self._get(name, lambda value: isinstance(value, str) and is_id(value), "urn:uuid: and a UUID"))
 
     def moment(self, name: str) -> str:
         valid = "a time like 2026-11-21T19:54Z"
@@ -222,9 +221,7 @@ def adopt(lib: bytes, items: bytes | None, item_manifests: Iterable[bytes] = ())
         raise ManifestError("lib.json is not a JSON object")
     library_id = _adopted_id(library.get("id"))
     if library_id is None:
-        raise ManifestError(
-            f"lib.json has no usable id: {_shown(library.get('id'))} is not urn:uuid: and a UUID"
-        )
+        raise ManifestError(f"lib.json has no usable id: {_shown(library.get('id'))} is not urn:uuid: and a UUID")
     entries, complete = _entries(items or b"")
     if not complete:
         entries += [entry for data in item_manifests for entry in _entries(b'{"items": [' + data + b"]}")[0]]
@@ -235,7 +232,7 @@ def adopt(lib: bytes, items: bytes | None, item_manifests: Iterable[bytes] = ())
         name=str(name) if _is_text(name) else "",
         version=_number(library.get("version"), 1),
         created=_adopted_moment(library.get("created")),
-        href_style="tree" if any(_is_in_tree(entry) for entry in entries) else "plain",
+        href_style=ADOPTED,
         items=tuple(sorted(adopted, key=lambda item: (same_name(item.name), item.name))),
     )
 
@@ -285,11 +282,7 @@ def _adopt_items(entries: Iterable[dict[str, Any]]) -> list[PublishedItem]:
 
 
 def _adopt_item(entry: dict[str, Any], item_id: str) -> PublishedItem:
-    found = [
-        file
-        for file in _list(entry.get("files"))
-        if isinstance(file, dict) and _is_file_name(file.get("name"))
-    ]
+    found = [file for file in _list(entry.get("files")) if isinstance(file, dict) and _is_file_name(file.get("name"))]
     named = {file["name"]: file for file in found}
     generations = {name: _number(file.get("generationNum"), 1) for name, file in named.items()}
     key, is_file = _adopted_key(entry, named.values())
@@ -307,8 +300,7 @@ def _adopt_item(entry: dict[str, Any], item_id: str) -> PublishedItem:
         created=_adopted_moment(entry.get("created")),
         etag=max([1, *generations.values(), *(_number(file.get("etag"), 1) for file in named.values())]),
         files=tuple(
-            PublishedFile(name, _number(named[name].get("size"), 0), "", generations[name])
-            for name in sorted(named)
+            PublishedFile(name, _number(named[name].get("size"), 0), "", generations[name]) for name in sorted(named)
         ),
         key_is_file=is_file,
     )
