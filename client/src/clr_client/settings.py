@@ -67,7 +67,16 @@ class Truth(_Text):
 
     name = "true|false"
     allowed = "true or false"
-    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    words = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+    }
 
     def convert(self, value: Any, param: Any, ctx: Any) -> bool:  # noqa: ANN401, ARG002 - click's signature
         """Read a word."""
@@ -132,7 +141,7 @@ class Limit(_Text):
     def convert(self, value: Any, param: Any, ctx: Any) -> DeleteLimit:  # noqa: ANN401, ARG002
         """Read a limit."""
         match = re.fullmatch(r"(\d{1,9})(%?)", str(value).strip())
-        if match is None or (match[2] and int(match[1]) > 100):  # noqa: PLR2004
+        if match is None or (match[2] and int(match[1]) > 100):
             self.refuse()
             raise AssertionError
         return DeleteLimit(int(match[1]), percent=bool(match[2]))
@@ -171,7 +180,7 @@ class Peers(_Text):
             self.refuse()
             raise AssertionError
         port = int(match[2]) if match[2] else None
-        if port is not None and not 1 <= port <= 65535:  # noqa: PLR2004
+        if port is not None and not 1 <= port <= 65535:
             self.refuse()
         return match[1], port
 
@@ -180,7 +189,9 @@ class HostKeys(Words):
     """Host keys or fingerprints that a server must show one of."""
 
     name = "key|fingerprint, ..."
-    allowed = "fingerprints (SHA256:...) or public keys (ssh-ed25519 AAAA...), separated by commas, as the server prints them"
+    allowed = (
+        "fingerprints (SHA256:...) or public keys (ssh-ed25519 AAAA...), separated by commas, as the server prints them"
+    )
     pattern = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?|(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}( .*)?")
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:  # noqa: ANN401
@@ -281,7 +292,7 @@ class Folder(_Text):
 
 def _is_ipv6(word: str) -> bool:
     try:
-        return ipaddress.ip_address(word).version == 6  # noqa: PLR2004
+        return ipaddress.ip_address(word).version == 6
     except ValueError:
         return False
 
@@ -297,10 +308,16 @@ class Settings:
     """The client's settings, validated. Durations are timedeltas; see each field's help for its meaning."""
 
     tz: ZoneInfo = _setting(
-        Zone(), "UTC", "Time zone of the schedule and of log lines. Manifests are always in UTC.", group="Sync"
+        Zone(),
+        "UTC",
+        "Time zone of the schedule and of log lines. Manifests are always in UTC.",
+        group="Sync",
     )
     sync_peer: tuple[tuple[str, int | None], ...] = _setting(
-        Peers(), "", "The server, or several, tried in this order. Names, IPv4 or IPv6 addresses.", group="Sync"
+        Peers(),
+        "",
+        "The server, or several, tried in this order. Names, IPv4 or IPv6 addresses.",
+        group="Sync",
     )
     sync_port: int = _setting(Whole(1, 65535), "2222", "SSH port of servers that name none of their own.", group="Sync")
     sync_user: str = _setting(Label(1, 32), "syncer", "Account at the server.", group="Sync")
@@ -313,19 +330,29 @@ class Settings:
         secret=True,
     )
     sync_schedule: schedule.Schedule = _setting(
-        Cron(), "0 21 * * 5", "When to sync, in the time zone TZ: five cron fields or an @alias.", group="Sync"
+        Cron(),
+        "0 21 * * 5",
+        "When to sync, in the time zone TZ: five cron fields or an @alias.",
+        group="Sync",
     )
     sync_delay: bool = _setting(
-        Truth(), "false", "Wait a random time before each scheduled sync, so that sites do not start together.", group="Sync"
+        Truth(),
+        "false",
+        "Wait a random time before each scheduled sync, so that sites do not start together.",
+        group="Sync",
     )
-    sync_delay_max_seconds: int = _setting(
-        Whole(0, 604800), "21600", "Longest random wait in seconds.", group="Sync"
-    )
+    sync_delay_max_seconds: int = _setting(Whole(0, 604800), "21600", "Longest random wait in seconds.", group="Sync")
     sync_max_bw: str = _setting(
-        Bandwidth(), "0", "Bandwidth limit as rsync takes it: 1.5m is 1.5 MiB/s, 0 is unlimited.", group="Sync"
+        Bandwidth(),
+        "0",
+        "Bandwidth limit as rsync takes it: 1.5m is 1.5 MiB/s, 0 is unlimited.",
+        group="Sync",
     )
     sync_include: tuple[str, ...] = _setting(
-        Words(), "", "Only items whose folder or name matches one of these globs (* ? [a-z]), comma-separated.", group="Choice"
+        Words(),
+        "",
+        "Only items whose folder or name matches one of these globs (* ? [a-z]), comma-separated.",
+        group="Choice",
     )
     sync_exclude: tuple[str, ...] = _setting(
         Words(), "", "No items whose folder or name matches one of these globs.", group="Choice"
@@ -344,16 +371,20 @@ class Settings:
         Whole(0, 1000), "5", "Attempts after a failed one, when nothing moved in between.", group="Safety"
     )
     sync_retry_delay: timedelta = _setting(
-        Duration(), "15s", "Wait before the first retry; doubles each time, up to ten minutes.", group="Safety"
+        Duration(),
+        "15s",
+        "Wait before the first retry; doubles each time, up to ten minutes.",
+        group="Safety",
     )
     sync_timeout: timedelta = _setting(
         Duration(), "5m", "A line silent for this long is given up (and the attempt retried).", group="Safety"
     )
-    sync_connect_timeout: timedelta = _setting(
-        Duration(), "30s", "Longest wait for a connection.", group="Safety"
-    )
+    sync_connect_timeout: timedelta = _setting(Duration(), "30s", "Longest wait for a connection.", group="Safety")
     sync_window: timedelta = _setting(
-        Duration(), "7d", "Longest run; then it stops cleanly and the next run goes on. 0 is no limit.", group="Safety"
+        Duration(),
+        "7d",
+        "Longest run; then it stops cleanly and the next run goes on. 0 is no limit.",
+        group="Safety",
     )
     library_name: str = _setting(Label(1, 80), "Library", "Name of the library in its manifest.", group="Library")
     library_browse: bool = _setting(Truth(), "false", "Let people list folders in a browser.", group="Library")
@@ -389,7 +420,10 @@ class Settings:
         HostName(), "", "Name of the site. Set: HTTPS with a certificate for it. Empty: HTTP.", group="TLS"
     )
     tls_custom_cert: bool = _setting(
-        Truth(), "false", "Use `cert.pem` and `key.pem` from /etc/caddycerts. Otherwise ACME (Let's Encrypt).", group="TLS"
+        Truth(),
+        "false",
+        "Use `cert.pem` and `key.pem` from /etc/caddycerts. Otherwise ACME (Let's Encrypt).",
+        group="TLS",
     )
     tls_internal: bool = _setting(
         Truth(), "false", "Use a certificate of Caddy's own CA, made and renewed here.", group="TLS"
@@ -460,7 +494,9 @@ def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings
     try:
         return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{variable}_FILE={file!r} cannot be read ({error}); allowed: a readable text file") from None
+        raise SettingsError(
+            f"{variable}_FILE={file!r} cannot be read ({error}); allowed: a readable text file"
+        ) from None
 
 
 def _convert(variable: str, metadata: Mapping[str, Any], text: str) -> Any:  # noqa: ANN401

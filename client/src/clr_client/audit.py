@@ -1,0 +1,76 @@
+"""Re-hashing what is published against the digests recorded when it was."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clr_client.errors import ManifestError
+from clr_client.store import STATE
+from clr_client.vcsp import record
+from clr_client.vcsp.manifests import manifests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from clr_client.store import Store
+    from clr_client.vcsp.model import PublishedFile, PublishedLibrary
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A published file that is not what was published, and in what way."""
+
+    path: str
+    reason: str
+
+
+def audit(store: Store, on_progress: Callable[[int, int], object] = lambda _done, _total: None) -> Iterator[Damage]:
+    """Yield every damage of the published generation: manifests byte by byte, files by their digests. Blocking.
+
+    :param on_progress: told the bytes read so far and the bytes there are.
+    :raises ManifestError: nothing was ever published.
+    """
+    number = store.current_number()
+    library = store.published()
+    if library is None or number is None:
+        raise ManifestError("nothing was ever published", "Run: clr sync")
+    yield from _audit_manifests(store, number, library)
+    total = sum(file.size for item in library.items for file in item.files)
+    done = 0
+    for item in library.items:
+        for file in item.files:
+            if reason := _flaw(store.tree(item) / file.name, file):
+                yield Damage(f"{item.key}/{file.name}", reason)
+            done += file.size
+            on_progress(done, total)
+
+
+def _audit_manifests(store: Store, number: int, library: PublishedLibrary) -> Iterator[Damage]:
+    folder = store.generations / str(number)
+    texts = manifests(library)
+    expected = {
+        folder / "lib.json": texts.lib,
+        folder / "items.json": texts.items,
+        folder / STATE: record.dump(library),
+        **{store.tree(item) / "item.json": texts.item[item.id] for item in library.items},
+    }
+    for path, text in expected.items():
+        try:
+            if path.read_bytes() != text:
+                yield Damage(path.relative_to(store.root).as_posix(), "is not what was published")
+        except OSError as error:
+            yield Damage(path.relative_to(store.root).as_posix(), f"cannot be read: {error.strerror}")
+
+
+def _flaw(path: Path, file: PublishedFile) -> str:
+    try:
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if not file.digest:
+        return ""
+    return "" if file.digest == f"sha256:{digest}" else "its content is not what was published"

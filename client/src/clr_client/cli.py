@@ -1,0 +1,263 @@
+"""The `clr` command. Each subcommand reads the settings and calls one function."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from clr_client import __version__, settings
+from clr_client.errors import ClrError
+from clr_client.reporting import logs
+from clr_client.reporting.progress import Bar, Observer
+from clr_client.reporting.status import PARTIAL
+from clr_client.reporting.text import printable, size
+from clr_client.store import Store
+
+if TYPE_CHECKING:
+    from clr_client.plan import Plan
+    from clr_client.settings import Settings
+
+PARTIAL_EXIT = 6
+PROBLEMS_EXIT = 4
+
+
+class _Group(click.Group):
+    """Shows expected errors in one line with their exit code, and everything else as the defect it is."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        try:
+            return super().invoke(ctx)
+        except ClrError as error:
+            click.echo(f"clr: {printable(str(error))}", err=True)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Content Library Rsync: pulls VM templates with rsync and publishes them as a subscribable library.
+
+    Settings are environment variables (SYNC_PEER, LIBRARY_NAME, ...). Exit codes: 0 done, 1 failed, 2 wrong usage,
+    3 wrong setting, 4 problems found, 5 another run is at work, 6 done in part, 75 try again later.
+    """
+
+
+def _settings(*, log_lines: bool = True) -> Settings:
+    loaded, warnings = settings.load(os.environ)
+    if log_lines:
+        logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
+    for warning in warnings:
+        click.echo(f"clr: warning: {printable(warning)}", err=True)
+    return loaded
+
+
+def _store() -> tuple[Settings, Store]:
+    loaded = _settings(log_lines=False)
+    logs.configure(loaded.tz, level="warning")
+    return loaded, Store(loaded.clr_library_dir)
+
+
+@main.command()
+def run() -> NoReturn:
+    """Serve at once, sync now, then sync on schedule: the container's process."""
+    from clr_client import daemon
+
+    sys.exit(asyncio.run(daemon.run(_settings())))
+
+
+@main.command()
+@click.option(
+    "--allow-deletes",
+    is_flag=True,
+    help="Let the guard against mass deletion and an empty source pass, once.",
+)
+def sync(allow_deletes: bool) -> NoReturn:
+    """Sync now, also while `clr run` is running.
+
+    Example: docker exec clr-client clr sync
+    """
+    from clr_client.sync import synchronise
+
+    terminal = sys.stdout.isatty()
+    loaded = _settings()
+    observer: Observer | None = Bar() if terminal else None
+    report = asyncio.run(synchronise(loaded, trigger="hand", allow_deletes=allow_deletes, observer=observer))
+    sys.exit(PARTIAL_EXIT if report.result == PARTIAL else 0)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(as_json: bool) -> None:
+    """Show what a sync would add, change and remove, with bytes. Touches nothing."""
+    from clr_client.sync import plan_only
+
+    loaded, _ = _store()
+    found = asyncio.run(plan_only(loaded))
+    click.echo(json.dumps(_plan_document(found), indent=2) if as_json else _plan_text(found))
+
+
+def _plan_document(found: Plan) -> dict[str, Any]:
+    items = [
+        {
+            "key": printable(item.key),
+            "action": item.action.value,
+            "files": len(item.fetch),
+            "bytes": item.bytes,
+            "note": item.note,
+        }
+        for item in found.items
+    ]
+    return {"schema": 1, "bytes": found.bytes, "files": len(found.fetch), "items": items}
+
+
+def _plan_text(found: Plan) -> str:
+    lines = [
+        f"{item.action.value:7} {printable(item.key)}"
+        + (f"  {len(item.fetch)} files, {size(item.bytes)}" if item.fetch else "")
+        + (f"  ({printable(item.note)})" if item.note else "")
+        for item in found.items
+        if item.action != "keep"
+    ]
+    lines.append(f"{len(found.fetch)} files of {size(found.bytes)} to fetch; changed files cross the line as deltas")
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--name", required=True, help="Name of the library.")
+def publish(folder: Path, name: str) -> NoReturn:
+    """Write manifests into any plain directory of templates, reading only what changed.
+
+    For libraries that another web server hosts; replaces make_vcsp. Example: clr publish /srv/templates --name Golden
+    """
+    from clr_client.directory import publish_directory
+
+    done = publish_directory(folder, name)
+    library = done.library
+    state = "written" if done.changed else "unchanged"
+    click.echo(f"{library.name}: version {library.version}, {len(library.items)} items; manifests {state}")
+    for held in done.held:
+        click.echo(f"held: {printable(held.key)}: {printable(held.reason)}", err=True)
+    sys.exit(PARTIAL_EXIT if done.held else 0)
+
+
+@main.command()
+@click.argument("url")
+@click.option(
+    "--password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the library's password.",
+)
+@click.option("--full", is_flag=True, help="Fetch all content, not only headers.")
+@click.option("--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="CA certificates to trust (PEM).")
+@click.option("--thumbprint", is_flag=True, help="Print only the thumbprints of the server's certificate.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(
+    url: str, password_file: Path | None, full: bool, ca_file: Path | None, thumbprint: bool, as_json: bool
+) -> NoReturn:
+    """Read a library as a strict vSphere subscriber would, and say what it would say.
+
+    Example: clr check http://library.example.com/lib.json --full
+    """
+    from clr_client.reporting import verdict  # noqa: PLC0415
+    from clr_client.vcsp.checking import check as read  # noqa: PLC0415
+
+    password = password_file.read_text(encoding="utf-8").rstrip("\r\n") if password_file else None
+    report = read(url, password=password, full=full, ca_file=ca_file)
+    if thumbprint:
+        click.echo(verdict.thumbprints(report))
+    else:
+        click.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else verdict.text(report))
+    sys.exit(0 if report.ok else PROBLEMS_EXIT)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print status.json.")
+def status(as_json: bool) -> None:
+    """Show the last runs, what is published, and what is held and why."""
+    from clr_client.reporting import overview
+
+    loaded, store = _store()
+    click.echo(overview.as_json(store.status) if as_json else overview.as_text(loaded, store.status))
+
+
+@main.command()
+@click.option("--count", default=5, show_default=True, type=click.IntRange(1, 100), help="How many runs to show.")
+def schedule(count: int) -> None:
+    """Show the next runs in local time."""
+    loaded, _ = _store()
+    click.echo(f"{loaded.sync_schedule} ({loaded.tz.key})")
+    instant = datetime.now(UTC)
+    for _ in range(count):
+        instant = loaded.sync_schedule.next_after(instant, loaded.tz)
+        click.echo(instant.astimezone(loaded.tz).strftime("%a %Y-%m-%d %H:%M %Z"))
+    if loaded.sync_delay:
+        click.echo(f"each up to {loaded.sync_delay_max_seconds} s later (SYNC_DELAY)")
+
+
+@main.command()
+def verify() -> NoReturn:
+    """Hash everything published and hold it against the recorded digests."""
+    from clr_client.audit import audit
+
+    _, store = _store()
+    found = 0
+    with click.progressbar(length=100, label="verifying", file=sys.stderr) as bar:
+        damages = audit(store, lambda done, total: bar.update(int(done * 100 / max(total, 1)) - bar.pos))
+        for damage in damages:
+            found += 1
+            click.echo(f"{printable(damage.path)}: {damage.reason}")
+    click.echo(
+        f"{found} damaged; the next sync cannot mend a damaged mirror by itself" if found else "all is as published"
+    )
+    sys.exit(PROBLEMS_EXIT if found else 0)
+
+
+@main.command()
+@click.argument("generation", required=False, type=click.IntRange(1))
+@click.option("--release", "releasing", is_flag=True, help="Let syncs publish again.")
+def rollback(generation: int | None, releasing: bool) -> None:
+    """Publish an older generation again; without a number, the one before. Versions still grow.
+
+    Syncs do not publish until `clr rollback --release`.
+    """
+    from clr_client.rollback import release, roll_back
+
+    loaded, store = _store()
+    if releasing:
+        click.echo("syncs publish again" if release(store) else "nothing was rolled back; syncs publish already")
+        return
+    number = roll_back(loaded, store, generation)
+    click.echo(f"generation {number} is published; syncs are paused until: clr rollback --release")
+
+
+@main.command()
+def healthcheck() -> NoReturn:
+    """Exit 0 when the container does its work, 1 with the reason when not."""
+    from clr_client.web.health import problems
+
+    loaded, store = _store()
+    found = problems(loaded, store.status)
+    for problem in found:
+        click.echo(printable(problem))
+    sys.exit(1 if found else 0)
+
+
+@main.command()
+def version() -> None:
+    """Print the versions of this program, rsync, ssh and Caddy."""
+    from clr_client import versions
+
+    click.echo(f"clr {__version__}")
+    for name, text in {**transport.versions(), "caddy": caddy.version()}.items():
+        click.echo(f"{name} {printable(text)}")

@@ -1,0 +1,175 @@
+"""From the mirror to a published generation: verify, build the next library, publish it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from clr_client.content.digests import DigestCache
+from clr_client.content.names import assign_names
+from clr_client.content.verify import VerifiedItem, verify
+from clr_client.errors import HeldError
+from clr_client.plan import Action, parts
+from clr_client.reporting.status import Held
+from clr_client.store import Store, TreeSource
+from clr_client.vcsp.build import next_library
+from clr_client.vcsp.model import FileContent, ItemContent, as_content
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from clr_client.content.items import SourceItem
+    from clr_client.plan import ItemPlan
+    from clr_client.pull import Pulled
+    from clr_client.settings import Settings
+    from clr_client.vcsp.model import PublishedLibrary
+
+log = logging.getLogger("clr.sync")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a library shall hold next, and what is held back with the reason."""
+
+    contents: tuple[ItemContent, ...]
+    held: tuple[Held, ...]
+
+
+async def publish(
+    settings: Settings, store: Store, published: PublishedLibrary | None, pulled: Pulled
+) -> tuple[PublishedLibrary, tuple[Held, ...]]:
+    """Verify what arrived, build the next library from it and from what stays, and publish it if it differs.
+
+    :returns: the library as published now, and the items that are held at their last good version.
+    :raises StoreError: the volume cannot take the new generation; what was published stays.
+    """
+    verified, held = await _verify(store, pulled)
+    stays = {item.key for item in pulled.plan.having(Action.LEAVE)} | {item.key for item in held}
+    selection = select(published, {key: content_of(*pair) for key, pair in verified.items()}, stays)
+    library = next_library(
+        published,
+        settings.library_name,
+        selection.contents,
+        now=datetime.now(UTC),
+        href_style=settings.library_hrefs,
+        per_item_generations=settings.library_generation_num == "item",
+    )
+    if library != published or store.current_number() is None:
+        found = {key: item for key, (item, _) in verified.items()}
+        sources = _tree_sources(store, library, published, found)
+        number = await asyncio.to_thread(store.publish, library, sources)
+        log.info(
+            "published generation %d: library version %d, %d items",
+            number,
+            library.version,
+            len(library.items),
+        )
+    serves = {item.key: item.version for item in library.items}
+    everything = (*held, *selection.held)
+    return library, tuple(dataclasses.replace(item, serves=serves.get(item.key)) for item in everything)
+
+
+async def _verify(store: Store, pulled: Pulled) -> tuple[dict[str, tuple[VerifiedItem, SourceItem]], list[Held]]:
+    """Verify the items that should be published. One that cannot be is held; the others go on."""
+    verified: dict[str, tuple[VerifiedItem, SourceItem]] = {}
+    held: list[Held] = []
+    digests = DigestCache.load(store.digests)
+    stop = threading.Event()
+    try:
+        for item in pulled.plan.items:
+            if item.source is None or not _is_wanted(item, held):
+                continue
+            if reason := unfinished(item.source, pulled):
+                held.append(Held(item.key, reason))
+                continue
+            try:
+                found = await asyncio.to_thread(verify, item.source, store.mirror, digests, stop=stop)
+            except HeldError as error:
+                held.append(Held(item.key, error.message))
+                continue
+            verified[item.key] = found, item.source
+            if item.action is not Action.KEEP:
+                for warning in found.warnings:
+                    log.warning("%s: %s", item.key, warning)
+    finally:
+        stop.set()
+        digests.save(store.digests)
+    return verified, held
+
+
+def _is_wanted(item: ItemPlan, held: list[Held]) -> bool:
+    if item.action in {Action.ADD, Action.UPDATE, Action.KEEP}:
+        return True
+    if item.source is not None and item.source.problem and item.note == item.source.problem:
+        held.append(Held(item.key, item.source.problem))
+    return False
+
+
+def unfinished(source: SourceItem, pulled: Pulled) -> str:
+    """Why an item's transfer is not known to be complete; empty when it is."""
+    missing = [file for file in parts(source) if pulled.mirror.get(file.path) != file]
+    if missing:
+        why = pulled.stopped or next((line for line in pulled.problems if missing[0].name in line), "")
+        return f"{missing[0].name} did not arrive whole: {why or 'it changed or was unreadable at the server'}"
+    if source.key in pulled.unconfirmed:
+        return "it arrived, but the line was cut before the server could confirm that it did not change meanwhile"
+    return ""
+
+
+def select(published: PublishedLibrary | None, verified: Mapping[str, ItemContent], stays: Iterable[str]) -> Selection:
+    """Choose what the next library holds. Pure.
+
+    :param verified: what can be published, by key.
+    :param stays: keys of items that stay as they are published, if they are.
+    """
+    here = {item.key: item for item in published.items} if published else {}
+    contents = dict(verified)
+    kept = {key: as_content(here[key]) for key in stays if key in here}
+    names, clashes = assign_names(
+        {key: content.name for key, content in (contents | kept).items()},
+        {key: item.name for key, item in here.items() if key in contents or key in kept},
+    )
+    for key in clashes:
+        contents.pop(key, None)
+        if key in here:
+            kept[key] = as_content(here[key])
+    chosen = [dataclasses.replace(content, name=names[key]) for key, content in contents.items()]
+    return Selection((*chosen, *kept.values()), tuple(Held(key, reason) for key, reason in clashes.items()))
+
+
+def content_of(item: VerifiedItem, source: SourceItem) -> ItemContent:
+    """Return a verified item in the form that manifests are built from."""
+    return ItemContent(
+        key=item.key,
+        name=item.name,
+        description=item.description,
+        type=item.type,
+        is_vapp_template=item.is_vapp_template,
+        files=tuple(FileContent(file.name, file.size, f"sha256:{file.sha256}") for file in item.files),
+        key_is_file=source.files[0].path == item.key and item.archive is None,
+    )
+
+
+def _tree_sources(
+    store: Store,
+    library: PublishedLibrary,
+    published: PublishedLibrary | None,
+    verified: Mapping[str, VerifiedItem],
+) -> dict[str, TreeSource]:
+    """Say for each item where a new tree's files come from: the mirror, else the item's published tree."""
+    before = {item.id: item for item in published.items} if published else {}
+    sources = {}
+    for item in library.items:
+        if item.key in verified:
+            found = verified[item.key]
+            files = {file.name: file.path for file in found.files if file.path is not None}
+            sources[item.id] = TreeSource(files, found.archive)
+        elif item.id in before:
+            tree = store.tree(before[item.id])
+            sources[item.id] = TreeSource({file.name: tree / file.name for file in item.files})
+    return sources

@@ -1,0 +1,296 @@
+"""From the server to the mirror: list, plan, guard, seed, transfer; again until the source stands still.
+
+Only this module talks to servers. It changes nothing outside ``mirror/`` and ``basis/``, and only brings files there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from clr_client import seed, transport
+from clr_client.content.items import scan
+from clr_client.errors import TransportError
+from clr_client.plan import Action, Choice, Plan, guard, make_plan
+
+if TYPE_CHECKING:
+    from clr_client.files import FileInfo
+    from clr_client.reporting.progress import Observer
+    from clr_client.settings import Peer, Settings
+    from clr_client.store import Store
+    from clr_client.transport import Link, Listing, Progress, Transfer
+    from clr_client.vcsp.model import PublishedLibrary
+
+log = logging.getLogger("clr.sync")
+
+PASSES = 2
+"""Transfers of one run while the source keeps changing; items that still moved after the last are held."""
+LONGEST_BACKOFF = 600.0
+CONFIRM_SECONDS = 120.0
+RESERVE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one run works with."""
+
+    settings: Settings
+    store: Store
+    published: PublishedLibrary | None
+    observer: Observer
+    allow_deletes: bool = False
+
+
+@dataclass(slots=True)
+class Pulled:
+    """What a pull found and brought. Byte counts are rsync's own; ``plan`` is what is still to do after it."""
+
+    listing: Listing | None = None
+    plan: Plan = Plan(())
+    mirror: dict[str, FileInfo] = field(default_factory=dict)
+    peer: Peer | None = None
+    literal: int = 0
+    matched: int = 0
+    sent: int = 0
+    received: int = 0
+    planned: int = 0
+    """Size of all files that had to be fetched, in bytes."""
+    unconfirmed: frozenset[str] = frozenset()
+    """Keys of items that arrived after the newest listing: the source may have changed while they were read."""
+    stopped: str = ""
+    """Why the pull ended before everything was here; empty when it did not."""
+    problems: tuple[str, ...] = ()
+
+    def count(self, transfer: Transfer) -> None:
+        """Add one transfer's bytes."""
+        self.literal += transfer.literal
+        self.matched += transfer.matched
+        self.sent += transfer.sent
+        self.received += transfer.received
+        self.problems = transfer.problems
+
+
+def link_to(peer: Peer, settings: Settings, store: Store) -> Link:
+    """Return everything that ssh needs to reach a server."""
+    return transport.Link(
+        peer=peer,
+        user=settings.sync_user,
+        identity=settings.clr_keys_dir / "id_syncer",
+        known_hosts=store.known_hosts,
+        trust_first=not settings.sync_host_key,
+        connect_timeout=settings.sync_connect_timeout,
+        idle_timeout=settings.sync_timeout,
+    )
+
+
+async def list_only(settings: Settings, store: Store) -> Listing:
+    """Return the first listing that a server gives; nothing is remembered of a server met for the first time.
+
+    :raises TransportError: no server could be listed.
+    """
+    errors: list[TransportError] = []
+    with TemporaryDirectory() as scratch:
+        known_hosts = Path(scratch, "known_hosts")
+        if store.known_hosts.is_file():
+            shutil.copyfile(store.known_hosts, known_hosts)
+        for peer in settings.peers:
+            link = dataclasses.replace(link_to(peer, settings, store), known_hosts=known_hosts)
+            try:
+                await _pin(link, settings)
+                return await transport.list_source(link)
+            except TransportError as error:
+                log.warning("%s: %s", peer, error)
+                errors.append(error)
+    raise errors[-1]
+
+
+async def _pin(link: Link, settings: Settings) -> None:
+    if settings.sync_host_key:
+        await transport.pin(link, settings.sync_host_key)
+
+
+async def pull(job: Job) -> Pulled:
+    """Bring the mirror up to what a server has.
+
+    :returns: what came, also when the window or the line ended it early: what is whole can be published.
+    :raises TransportError: no server could be listed.
+    :raises GuardError: the plan was refused; nothing was touched.
+    """
+    pulled = Pulled()
+    try:
+        async with asyncio.timeout(job.settings.sync_window.total_seconds() or None):
+            await _persist(job, pulled)
+    except TimeoutError:
+        pulled.stopped = "SYNC_WINDOW ended; the next run goes on from here"
+        if pulled.listing is None:
+            raise TransportError("SYNC_WINDOW ended before a server could be listed", "Is the line up?") from None
+        await _confirm(job, pulled)
+    except TransportError as error:
+        if pulled.listing is None:
+            raise
+        pulled.stopped = str(error)
+        await _confirm(job, pulled)
+    finally:
+        if not pulled.plan.fetch:
+            shutil.rmtree(job.store.basis, ignore_errors=True)
+    return pulled
+
+
+async def _persist(job: Job, pulled: Pulled) -> None:
+    """Try the servers in turn until one pull goes through, as long as the settings allow."""
+    failures = 0
+    remaining: int | None = None
+    while True:
+        errors: list[TransportError] = []
+        for peer in job.settings.peers:
+            try:
+                await _settle(job, pulled, peer)
+            except TransportError as error:
+                log.warning("%s: %s", peer, error)
+                errors.append(error)
+            else:
+                return
+        before, remaining = remaining, _still_to_come(job, pulled)
+        if before is not None and remaining < before:
+            failures = 0
+        if failures >= job.settings.sync_retries or not any(error.retryable for error in errors):
+            raise errors[-1]
+        delay = min(LONGEST_BACKOFF, job.settings.sync_retry_delay.total_seconds() * 2.0**failures)
+        failures += 1
+        log.info("trying again in %d s (attempt %d of %d)", delay, failures + 1, job.settings.sync_retries + 1)
+        await asyncio.sleep(delay)
+
+
+def _still_to_come(job: Job, pulled: Pulled) -> int:
+    """Bytes of the plan that no attempt has brought yet: whether a failed attempt got anywhere."""
+    if pulled.listing is None:
+        return 0
+    _look_again(job, pulled)
+    return pulled.plan.bytes - _arrived(job, pulled)
+
+
+def _arrived(job: Job, pulled: Pulled) -> int:
+    wanted, store = pulled.plan.fetch, job.store
+    older = seed.predecessors(wanted, pulled.mirror)
+    return seed.arrived_bytes(wanted, older, transport.partials(store.mirror), store.mirror, store.basis)
+
+
+async def _settle(job: Job, pulled: Pulled, peer: Peer) -> None:
+    """Transfer until a listing shows nothing more to fetch: only that proves that no file changed while it was read."""
+    link = link_to(peer, job.settings, job.store)
+    await _pin(link, job.settings)
+    for number in range(PASSES + 1):
+        job.observer.stage(f"listing {peer}")
+        await _list(job, pulled, link)
+        if not pulled.plan.fetch:
+            return
+        if number < PASSES:
+            await _transfer(job, pulled, link)
+
+
+async def _list(job: Job, pulled: Pulled, link: Link) -> None:
+    known = transport.remembered_fingerprints(link.known_hosts, link.peer)
+    listing = await transport.list_source(link)
+    _say_how_to_pin(job, link, known)
+    pulled.listing, pulled.peer, pulled.unconfirmed = listing, link.peer, frozenset()
+    _look_again(job, pulled)
+    _guard(job, pulled)
+    for problem in listing.problems:
+        log.warning("%s: %s", link.peer, problem)
+
+
+def _guard(job: Job, pulled: Pulled) -> None:
+    plan = pulled.plan
+    archives = sum(file.size for file in plan.fetch if file.suffix == ".ova")
+    guard(
+        plan,
+        published=len(job.published.items) if job.published else 0,
+        limit=job.settings.sync_max_delete,
+        needed_bytes=plan.bytes - _arrived(job, pulled) + archives + RESERVE_BYTES if plan.fetch else 0,
+        free_bytes=job.store.free_bytes(),
+        allow_deletes=job.allow_deletes,
+    )
+
+
+def _say_how_to_pin(job: Job, link: Link, known: tuple[str, ...]) -> None:
+    if known or job.settings.sync_host_key:
+        return
+    for fingerprint in transport.remembered_fingerprints(link.known_hosts, link.peer):
+        log.warning(
+            "%s was met for the first time and is trusted from now on; to pin it, set SYNC_HOST_KEY=%s",
+            link.peer,
+            fingerprint.split()[0],
+        )
+
+
+def _look_again(job: Job, pulled: Pulled) -> None:
+    """Hold the newest listing against the mirror as it is now."""
+    if pulled.listing is None:
+        return
+    pulled.mirror = {file.path: file for file in scan(job.store.mirror)}
+    pulled.plan = make_plan(
+        pulled.listing.files,
+        job.published,
+        pulled.mirror,
+        Choice.of(job.settings),
+        complete=pulled.listing.complete,
+    )
+
+
+async def _transfer(job: Job, pulled: Pulled, link: Link) -> None:
+    store, plan = job.store, pulled.plan
+    older = seed.predecessors(plan.fetch, pulled.mirror)
+    await asyncio.to_thread(seed.lay_out, older, transport.partials(store.mirror), store.mirror, store.basis)
+    _make_way(store.mirror, plan)
+    pulled.planned = max(pulled.planned, plan.bytes)
+    pulled.unconfirmed = frozenset(item.key for item in plan.items if item.fetch)
+    changed = plan.having(Action.ADD, Action.UPDATE)
+    job.observer.stage(f"fetching {len(plan.fetch)} files of {len(changed)} items, {plan.bytes:,} bytes")
+
+    def show(progress: Progress) -> None:
+        job.observer.transfer(progress.done_bytes, plan.bytes, progress.rate, progress.file)
+
+    transfer = await transport.fetch(
+        link,
+        [file.path for file in plan.fetch],
+        store.mirror,
+        basis=store.basis if store.basis.is_dir() else None,
+        bandwidth=job.settings.sync_max_bw,
+        on_progress=show,
+    )
+    pulled.count(transfer)
+    for problem in transfer.problems:
+        log.warning("%s: %s", link.peer, problem)
+
+
+def _make_way(mirror: Path, plan: Plan) -> None:
+    """Remove what lies where a wanted file's folders belong: a file that became a folder at the source, or the reverse."""
+    for file in plan.fetch:
+        target = mirror / file.path
+        for parent in list(target.relative_to(mirror).parents)[-2::-1]:
+            place = mirror / parent
+            if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
+                place.unlink()
+        if target.is_symlink():
+            target.unlink()
+        elif target.is_dir():
+            shutil.rmtree(target)
+
+
+async def _confirm(job: Job, pulled: Pulled) -> None:
+    """After an early end, list once more, so that what did arrive whole can be published."""
+    peer = pulled.peer
+    try:
+        async with asyncio.timeout(CONFIRM_SECONDS):
+            if pulled.unconfirmed and peer is not None:
+                await _list(job, pulled, link_to(peer, job.settings, job.store))
+    except (TransportError, TimeoutError) as error:
+        log.warning("%s: the end of the transfer could not be confirmed: %s", peer, error)
+    _look_again(job, pulled)

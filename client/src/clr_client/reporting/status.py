@@ -1,0 +1,125 @@
+"""``status.json``: what the last runs did, what is published, what is held. For monitoring and `clr status`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clr_client.reporting.text import printable, size, span
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+log = logging.getLogger("clr.status")
+
+SCHEMA = 1
+KEPT_RUNS = 50
+SUCCESS, PARTIAL, FAILED, PAUSED = "success", "partial", "failed", "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An item that cannot be published as it is at the server, and why. ``serves``: the version still published."""
+
+    key: str
+    reason: str
+    serves: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one run did. Times are UTC, ISO 8601; bytes are rsync's own counts."""
+
+    trigger: str
+    started: str
+    ended: str = ""
+    seconds: float = 0.0
+    result: str = SUCCESS
+    error: str = ""
+    peer: str = ""
+    added: tuple[str, ...] = ()
+    updated: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
+    planned_bytes: int = 0
+    literal_bytes: int = 0
+    matched_bytes: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    generation: int | None = None
+    version: int | None = None
+
+    @property
+    def summary(self) -> str:
+        """The run in one line."""
+        if self.result == PAUSED:
+            return f"paused: {self.error}"
+        parts = [
+            f"{len(self.added)} added, {len(self.updated)} updated, {len(self.removed)} removed, {len(self.held)} held"
+        ]
+        crossed = self.sent_bytes + self.received_bytes
+        parts.append(f"{size(crossed)} crossed the line for {size(self.planned_bytes)} of changed files")
+        parts.append(f"library version {self.version}" if self.version else "nothing published yet")
+        parts.append(span(self.seconds))
+        text = f"{self.result}: {'; '.join(parts)}"
+        return f"{text} ({self.error})" if self.error else text
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole of status.json. Field names are stable; ``schema`` grows when one changes its meaning."""
+
+    schema: int = SCHEMA
+    published: bool = False
+    library: dict[str, Any] = field(default_factory=dict)
+    failures_in_row: int = 0
+    last_success: str = ""
+    held: tuple[dict[str, Any], ...] = ()
+    runs: tuple[dict[str, Any], ...] = ()
+
+    def after(self, report: Report, library: dict[str, Any] | None) -> Status:
+        """Return the status after one more run, newest first. ``library`` describes what is published now."""
+        failed = report.result == FAILED
+        return dataclasses.replace(
+            self,
+            published=library is not None,
+            library=library or {},
+            failures_in_row=self.failures_in_row + 1 if failed else 0,
+            last_success=report.ended if report.result == SUCCESS else self.last_success,
+            held=self.held if failed else tuple(dataclasses.asdict(held) for held in report.held),
+            runs=(_plain(report), *self.runs)[:KEPT_RUNS],
+        )
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    return {**dataclasses.asdict(report), "summary": printable(report.summary)}
+
+
+def load(path: Path) -> Status:
+    """Read the status; a missing or damaged one is an empty one, since nothing depends on it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        names = {item.name for item in dataclasses.fields(Status)}
+        known = {name: value for name, value in data.items() if name in names}
+        return dataclasses.replace(
+            Status(),
+            **{
+                **known,
+                "held": tuple(data.get("held", ())),
+                "runs": tuple(data.get("runs", ())),
+                "schema": SCHEMA,
+            },
+        )
+    except FileNotFoundError:
+        return Status()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read (%s); the history of runs starts anew", path, error)
+        return Status()
+
+
+def dump(status: Status) -> bytes:
+    """Return the status as JSON."""
+    return (json.dumps(dataclasses.asdict(status), indent=2) + "\n").encode()

@@ -1,0 +1,118 @@
+"""Basis files: what rsync may build a new file from, so that only what is new crosses the line.
+
+``basis/`` is laid out like the mirror and given to rsync beside it. It holds hard links and is thrown away when all
+files have arrived. Two kinds of file lie in it:
+
+- for a file that is new by name, its likeliest predecessor (a template rebuilt under a new folder name);
+- for a file whose transfer was cut, what had arrived joined with the old version. rsync alone would take the partial
+  file *instead of* the old version and fetch again what the old version has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
+
+from clr_client.store import UNFINISHED, link
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from clr_client.files import FileInfo
+
+LEAST_SIZE = 64 * 1024
+"""Files below this many bytes are not worth a search."""
+LEAST_LIKENESS = 0.6
+MOST_COMPARISONS = 200_000
+
+
+def predecessors(wanted: Iterable[FileInfo], have: Mapping[str, FileInfo]) -> dict[str, str]:
+    """Choose for each wanted file the file here that it most likely grew out of.
+
+    :param have: files of the mirror by path.
+    :returns: wanted path to path of its predecessor: its own path when it is here; else the same name in the most
+        similar folder; else the most similar path with the same suffix. Files without a likely one are left out.
+    """
+    wanted = list(wanted)
+    found = {file.path: file.path for file in wanted if file.path in have}
+    new = [file for file in wanted if file.path not in have and file.size >= LEAST_SIZE]
+    candidates = [file for file in have.values() if file.size >= LEAST_SIZE]
+    by_name: dict[str, list[str]] = {}
+    by_suffix: dict[str, list[str]] = {}
+    for file in candidates:
+        by_name.setdefault(file.name, []).append(file.path)
+        by_suffix.setdefault(file.suffix, []).append(file.path)
+    thorough = len(new) * len(candidates) <= MOST_COMPARISONS
+    for file in new:
+        likely = by_name.get(file.name) or (by_suffix.get(file.suffix, []) if thorough else [])
+        likeness, path = max(((_likeness(file.path, path), path) for path in likely), default=(0.0, ""))
+        if likeness >= LEAST_LIKENESS or path.rpartition("/")[2] == file.name:
+            found[file.path] = path
+    return found
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other, autojunk=False).ratio()
+
+
+def lay_out(older: Mapping[str, str], partials: Mapping[str, Path], mirror: Path, basis: Path) -> None:
+    """Fill ``basis`` for one transfer. What an earlier attempt of the same run put there is used on.
+
+    :param older: wanted path to path of its predecessor in the mirror.
+    :param partials: by path in the mirror, the partial file that a cut transfer left; one that is joined is removed.
+    """
+    for path, predecessor in older.items():
+        target = basis / path
+        partial = partials.get(path)
+        if partial is not None:
+            _join(partial, mirror / predecessor, target)
+        elif predecessor != path and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link(mirror / predecessor, target)
+
+
+def _join(partial: Path, old: Path, target: Path) -> None:
+    """Make ``target`` the partial file followed by the old version, unless it holds more of the new file already."""
+    if partial.stat().st_size > _joined_bytes(target, old):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f"{UNFINISHED}{target.name}")
+        with unfinished.open("wb") as joined:
+            for part in (partial, old):
+                with part.open("rb") as source:
+                    _append(source.fileno(), joined.fileno(), part.stat().st_size)
+        unfinished.rename(target)
+    partial.unlink()
+
+
+def _joined_bytes(target: Path, old: Path) -> int:
+    return max(0, target.stat().st_size - old.stat().st_size) if target.is_file() else 0
+
+
+def _append(source: int, target: int, size: int) -> None:
+    """Append ``size`` bytes, shared instead of copied where the file system can do that."""
+    try:
+        while size > 0 and (copied := os.copy_file_range(source, target, size)):
+            size -= copied
+    except OSError:
+        with os.fdopen(os.dup(source), "rb") as rest, os.fdopen(os.dup(target), "ab") as joined:
+            shutil.copyfileobj(rest, joined)
+
+
+def arrived_bytes(
+    wanted: Iterable[FileInfo],
+    older: Mapping[str, str],
+    partials: Mapping[str, Path],
+    mirror: Path,
+    basis: Path,
+) -> int:
+    """Return how many bytes of the wanted files earlier attempts brought, in partial or joined files."""
+    total = 0
+    for file in wanted:
+        kept = partials[file.path].stat().st_size if file.path in partials else 0
+        if file.path in older:
+            kept = max(kept, _joined_bytes(basis / file.path, mirror / older[file.path]))
+        total += min(kept, file.size)
+    return total

@@ -1,0 +1,419 @@
+"""The library volume: mirror, immutable item trees, generations, and the one rename that publishes.
+
+::
+
+    mirror/                     what the server has, as rsync left it; may be incomplete; never served
+    items/<uuid>/<version>/     one immutable tree per version of an item: its files and its item.json
+    generations/42/             lib.json, items.json, .state.json, and links to the item trees under human names
+    current -> generations/42   replaced by one rename; what the web server's root points at
+
+A generation holds the record of ids, versions and digests beside its manifests, so both change in the same instant.
+Nothing under ``items`` or ``generations`` is written to once it has its final name. Names that begin with ``.new-`` are
+unfinished and are cleared away by the next run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clr_client.errors import LockedError, ManifestError, StoreError
+from clr_client.vcsp import record
+from clr_client.vcsp.manifests import manifests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from datetime import timedelta
+
+    from clr_client.vcsp.model import PublishedItem, PublishedLibrary
+
+log = logging.getLogger("clr.store")
+
+UNFINISHED = ".new-"
+STATE = ".state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSource:
+    """Where a new item tree's files come from: files to link, and an archive to unpack beside them."""
+
+    files: Mapping[str, Path]
+    unpack: Path | None = None
+
+
+class Store:
+    """The library volume. All paths are below ``root``; everything that changes it needs the lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.mirror = root / "mirror"
+        self.items = root / "items"
+        self.generations = root / "generations"
+        self.current = root / "current"
+        self.basis = root / "basis"
+        self.status = root / "status.json"
+        self.progress = root / "progress.json"
+        self.known_hosts = root / "known_hosts"
+        self.digests = root / "digests.json"
+        self.pin = root / "pinned"
+        """Exists while a rollback keeps syncs from publishing; holds the generation rolled back to."""
+
+    @contextmanager
+    def locked(self, trigger: str) -> Iterator[None]:
+        """Hold the volume for one run. The kernel frees the lock when the process ends, however it ends.
+
+        :raises LockedError: another run holds it; says since when.
+        :raises StoreError: the volume cannot be written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = (self.root / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise unusable(self.root, error) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LockedError(f"already running since {_holder(handle.name)}") from None
+            except OSError as error:
+                raise unusable(self.root, error) from error
+            handle.truncate(0)
+            handle.write(json.dumps({"since": datetime.now(UTC).isoformat(timespec="seconds"), "trigger": trigger}))
+            handle.flush()
+            yield
+
+    def prepare(self) -> None:
+        """Make the folders and clear away what a killed run left unfinished.
+
+        :raises StoreError: the volume cannot be written to.
+        """
+        try:
+            for folder in (self.mirror, self.items, self.generations):
+                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.root, self.generations, *_subfolders(self.items)):
+                for left in folder.glob(f"{UNFINISHED}*"):
+                    remove(left)
+            self._drop_trees(self._referenced(self.generation_numbers()))
+        except OSError as error:
+            raise unusable(self.root, error) from error
+
+    def generation_numbers(self) -> tuple[int, ...]:
+        """Numbers of the complete generations, oldest first."""
+        names = os.listdir(self.generations) if self.generations.is_dir() else []
+        return tuple(sorted(int(name) for name in names if name.isdecimal()))
+
+    def current_number(self) -> int | None:
+        """Return the number of the published generation, or None while nothing was ever published."""
+        try:
+            name = Path(self.current.readlink()).name
+        except OSError:
+            return None
+        return int(name) if name.isdecimal() and (self.generations / name / "lib.json").is_file() else None
+
+    def published(self) -> PublishedLibrary | None:
+        """Return what is published, or None while nothing ever was.
+
+        A generation whose record is damaged is read back from its manifests, and a lost ``current`` from the newest
+        generation that can be read, so ids and versions survive.
+
+        :raises ManifestError: there are generations, but none of them can be read.
+        """
+        number = self.current_number()
+        if number is not None:
+            return self.read_generation(number)
+        reasons = []
+        for candidate in reversed(self.generation_numbers()):
+            try:
+                library = self.read_generation(candidate)
+            except ManifestError as error:
+                reasons.append(str(error))
+            else:
+                log.warning(
+                    "the link to the published generation was lost; generation %d is published again",
+                    candidate,
+                )
+                self._flip(candidate)
+                return library
+        if reasons:
+            raise ManifestError(
+                f"no generation on the volume can be read ({'; '.join(reasons)})",
+                "Restore the volume from a backup; starting over would give every item a new id",
+            )
+        return None
+
+    def read_generation(self, number: int) -> PublishedLibrary:
+        """Read one generation's record.
+
+        :raises ManifestError: neither its record nor its manifests can be read, or there is no such generation.
+        """
+        folder = self.generations / str(number)
+        try:
+            return record.load((folder / STATE).read_bytes())
+        except FileNotFoundError:
+            if not folder.is_dir():
+                raise ManifestError(f"there is no generation {number}", self._choices()) from None
+            reason = "its record is missing"
+        except OSError as error:
+            reason = str(error)
+        except ManifestError as error:
+            reason = str(error)
+        log.warning("generation %d: %s; ids and versions are taken from its manifests", number, reason)
+        return self._adopt_generation(folder)
+
+    def _choices(self) -> str:
+        numbers = ", ".join(str(number) for number in self.generation_numbers())
+        return f"Kept generations: {numbers or 'none'}"
+
+    def _adopt_generation(self, folder: Path) -> PublishedLibrary:
+        try:
+            lib = (folder / "lib.json").read_bytes()
+        except OSError as error:
+            raise ManifestError(f"generation {folder.name} has no lib.json ({error})") from error
+        listed = folder / "items.json"
+        library = record.adopt(lib, listed.read_bytes() if listed.is_file() else None)
+        keys = _keys_of_links(folder)
+        items = (
+            dataclasses.replace(item, key=keys.get((item.uuid, str(item.version)), item.key)) for item in library.items
+        )
+        return dataclasses.replace(library, items=tuple(items))
+
+    def tree(self, item: PublishedItem) -> Path:
+        """Folder of an item's immutable tree."""
+        return self.items / item.uuid / str(item.version)
+
+    def publish(self, library: PublishedLibrary, sources: Mapping[str, TreeSource]) -> int:
+        """Make ``library`` what readers see, in one step, after everything it refers to is on disk.
+
+        :param sources: for each item id whose tree is not there yet, where its files come from.
+        :returns: the new generation's number.
+        :raises StoreError: the volume is full or failing; what was published stays.
+        """
+        numbers = self.generation_numbers()
+        number = (numbers[-1] if numbers else 0) + 1
+        texts = manifests(library)
+        try:
+            for item in library.items:
+                if not self.tree(item).is_dir():
+                    if item.id not in sources:
+                        raise StoreError(f"the files of {item.name!r} are gone from the volume", "Run: clr sync")
+                    self._build_tree(item, texts.item[item.id], sources[item.id])
+            self._build_generation(number, library, texts.lib, texts.items)
+            self._flip(number)
+        except OSError as error:
+            raise unusable(self.root, error) from error
+        return number
+
+    def _build_tree(self, item: PublishedItem, manifest: bytes, source: TreeSource) -> None:
+        from clr_client.content.ova import unpack
+
+        tree = self.tree(item)
+        tree.parent.mkdir(exist_ok=True)
+        unfinished = tree.with_name(UNFINISHED + tree.name)
+        unfinished.mkdir()
+        if source.unpack:
+            unpack(source.unpack, unfinished)
+        for name, path in source.files.items():
+            link(path, unfinished / name)
+        write_file(unfinished / "item.json", manifest)
+        sync_folder(unfinished)
+        unfinished.rename(tree)
+        sync_folder(tree.parent)
+        sync_folder(self.items)
+
+    def _build_generation(self, number: int, library: PublishedLibrary, lib: bytes, items: bytes) -> None:
+        folder = self.generations / f"{UNFINISHED}{number}"
+        folder.mkdir()
+        (folder / "_items").symlink_to("../../items")
+        _link_names(folder, library.items)
+        write_file(folder / STATE, record.dump(library))
+        write_file(folder / "items.json", items)
+        write_file(folder / "lib.json", lib)
+        sync_folder(folder)
+        folder.rename(self.generations / str(number))
+        sync_folder(self.generations)
+
+    def _flip(self, number: int) -> None:
+        unfinished = self.root / f"{UNFINISHED}current"
+        unfinished.unlink(missing_ok=True)
+        unfinished.symlink_to(f"generations/{number}")
+        unfinished.rename(self.current)
+        sync_folder(self.root)
+
+    def prune(self, keep: int, grace: timedelta) -> None:
+        """Remove generations beyond the newest ``keep`` that were replaced longer ago than ``grace``, and their trees."""
+        current = self.current_number()
+        if current is None:
+            return
+        numbers = self.generation_numbers()
+        limit = time.time() - grace.total_seconds()
+        kept = set(numbers[-keep:]) | {current}
+        for number, successor in pairwise(numbers):
+            replaced_at = (self.generations / str(successor)).stat().st_mtime
+            if number not in kept and replaced_at < limit:
+                folder = self.generations / str(number)
+                doomed = folder.with_name(f"{UNFINISHED}{number}")
+                folder.rename(doomed)
+                remove(doomed)
+            else:
+                kept.add(number)
+        self._drop_trees(self._referenced(kept))
+
+    def _referenced(self, numbers: Iterable[int]) -> set[tuple[str, str]]:
+        return {(item.uuid, str(item.version)) for number in numbers for item in self.read_generation(number).items}
+
+    def _drop_trees(self, referenced: set[tuple[str, str]]) -> None:
+        for folder in _subfolders(self.items):
+            for tree in _subfolders(folder):
+                if (folder.name, tree.name) not in referenced:
+                    doomed = tree.with_name(f"{UNFINISHED}{tree.name}")
+                    tree.rename(doomed)
+                    remove(doomed)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def prune_mirror(self, keep: set[str]) -> None:
+        """Remove files from the mirror that are not in ``keep`` (paths relative to it), and folders left empty."""
+        for folder, _, names in os.walk(self.mirror, topdown=False):
+            inside = os.path.relpath(folder, self.mirror)
+            for name in names:
+                path = name if inside == "." else f"{inside}/{name}"
+                if path not in keep:
+                    Path(folder, name).unlink(missing_ok=True)
+            if inside != "." and not os.listdir(folder):
+                Path(folder).rmdir()
+
+    def free_bytes(self) -> int:
+        """Return how many bytes the volume can still take for an ordinary user."""
+        room = os.statvfs(self.root)
+        return room.f_bavail * room.f_frsize
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file and force it to disk."""
+    with path.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step: readers see the old content or the new."""
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    write_file(unfinished, data)
+    unfinished.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links; its content is forced to disk."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
+            raise
+        shutil.copyfile(source, target, follow_symlinks=False)
+    handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def unusable(root: Path, error: OSError) -> StoreError:
+    """Say what is wrong with the volume and what to do."""
+    remedies = {
+        errno.ENOSPC: "Make room on the volume; what was published is still served",
+        errno.EDQUOT: "Raise the quota; what was published is still served",
+        errno.EROFS: "Mount it writable",
+        errno.EACCES: "Give its owner to the user that the client runs as (SYNCER_UID)",
+        errno.EPERM: "Give its owner to the user that the client runs as (SYNCER_UID)",
+        errno.EIO: "The disk is failing; what was published is still served",
+    }
+    return StoreError(f"the library volume {root} cannot be used: {error}", remedies.get(error.errno or 0, ""))
+
+
+def _holder(lock: str) -> str:
+    try:
+        content = json.loads(Path(lock).read_text(encoding="utf-8"))
+        return f"{content['since']} ({content['trigger']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a moment ago"
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def _link_names(folder: Path, items: Iterable[PublishedItem]) -> None:
+    """Give each item its human path: a link to its tree, or to each file where other items lie below or beside it."""
+    by_key = {item.key: item for item in items}
+    crowded = {parent for key in by_key for parent in _parents(key)}
+    for key, item in by_key.items():
+        up = "../" * (key.count("/"))
+        tree = f"{up}../../items/{item.uuid}/{item.version}"
+        place = folder / key
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if item.key_is_file:
+            place.symlink_to(f"{tree}/{item.files[0].name}")
+        elif key in crowded:
+            place.mkdir(exist_ok=True)
+            for name in (*(file.name for file in item.files), "item.json"):
+                (place / name).symlink_to(f"../{tree}/{name}")
+        else:
+            place.symlink_to(tree)
+
+
+def _parents(key: str) -> Iterator[str]:
+    while "/" in key:
+        key = key.rpartition("/")[0]
+        yield key
+
+
+def _keys_of_links(folder: Path) -> dict[tuple[str, str], str]:
+    """Read the human paths of a generation back: (uuid, version) of the tree to the item's key."""
+    keys: dict[tuple[str, str], str] = {}
+    for base, folders, names in os.walk(folder):
+        for name in sorted([*folders, *names]):
+            path = Path(base, name)
+            if not path.is_symlink() or name == "_items":
+                continue
+            parts = path.readlink().parts
+            place = parts.index("items") if "items" in parts else len(parts)
+            inside = parts[place + 1 :]
+            if len(inside) == 2:
+                keys[inside[0], inside[1]] = path.relative_to(folder).as_posix()
+            elif len(inside) == 3:
+                parent = path.parent.relative_to(folder).as_posix()
+                is_listed = (path.parent / "item.json").is_symlink()
+                keys.setdefault((inside[0], inside[1]), parent if is_listed else path.relative_to(folder).as_posix())
+    return keys

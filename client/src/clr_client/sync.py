@@ -1,0 +1,188 @@
+"""One sync, from the lock to the report.
+
+::
+
+    lock → list the source → plan → guard → seed → transfer → verify → build manifests → publish → report → prune
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from clr_client import adopt, transport
+from clr_client.content.items import scan
+from clr_client.errors import ClrError
+from clr_client.plan import Action, Choice, Plan, make_plan, parts
+from clr_client.publishing import publish
+from clr_client.pull import Job, Pulled, list_only, pull
+from clr_client.reporting import status as statuses
+from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
+from clr_client.reporting.status import Held, Report
+from clr_client.store import Store, replace_file
+
+if TYPE_CHECKING:
+    from clr_client.settings import Settings
+    from clr_client.vcsp.model import PublishedLibrary
+
+log = logging.getLogger("clr.sync")
+
+
+async def synchronise(
+    settings: Settings, *, trigger: str, allow_deletes: bool = False, observer: Observer | None = None
+) -> Report:
+    """Bring this site's library up to what a server has, and publish it.
+
+    :param trigger: why it runs (start, schedule, hand), for the report.
+    :param allow_deletes: let the guard against disasters at the source pass, this once.
+    :returns: what was done; its result is success, partial or paused.
+    :raises LockedError: another run is at work.
+    :raises ClrError: the run failed; what was published before is served on, and the status file says why.
+    """
+    settings.require_peer()
+    store = Store(settings.clr_library_dir)
+    with store.locked(trigger):
+        started = time.monotonic()
+        report = Report(trigger=trigger, started=_now())
+        watching = Observers(observer or LogLines(), ProgressFile(store.progress))
+        try:
+            report = await _sync(settings, store, report, watching, allow_deletes=allow_deletes)
+        except ClrError as error:
+            report = dataclasses.replace(report, result=statuses.FAILED, error=str(error))
+            raise
+        except asyncio.CancelledError:
+            report = dataclasses.replace(
+                report, result=statuses.PARTIAL, error="stopped; the next run goes on from here"
+            )
+            raise
+        finally:
+            watching.finish(report.error if report.result == statuses.FAILED else "")
+            report = dataclasses.replace(report, ended=_now(), seconds=round(time.monotonic() - started, 1))
+            _record(store, report)
+        return report
+
+
+async def _sync(settings: Settings, store: Store, report: Report, observer: Observer, *, allow_deletes: bool) -> Report:
+    published = await open_library(settings, store)
+    if store.pin.exists():
+        reason = f"rolled back to generation {store.pin.read_text().strip()}; `clr rollback --release` ends that"
+        return dataclasses.replace(report, result=statuses.PAUSED, error=reason)
+    pulled = await pull(Job(settings, store, published, observer, allow_deletes))
+    observer.stage("verifying")
+    library, held = await publish(settings, store, published, pulled)
+    _prune(settings, store, pulled)
+    return _describe(report, published, library, held, pulled)
+
+
+async def open_library(settings: Settings, store: Store) -> PublishedLibrary | None:
+    """Make the volume ready and return what is published; an original's directory is adopted and published."""
+    await asyncio.to_thread(adopt.move_original, store)
+    await asyncio.to_thread(store.prepare)
+    await asyncio.to_thread(transport.rescue, store.mirror)
+    published = store.published()
+    if published is None and (original := adopt.original_library(store)):
+        everything = make_plan(scan(store.mirror), None, {}, Choice())
+        pulled = Pulled(plan=everything, mirror={file.path: file for file in scan(store.mirror)})
+        published, held = await publish(settings, store, original, pulled)
+        log.info("adopted %d items of library %s", len(published.items), published.id)
+        for item in held:
+            log.warning("%s is held: %s", item.key, item.reason)
+    return published
+
+
+async def plan_only(settings: Settings) -> Plan:
+    """Return what a sync would do, touching nothing.
+
+    :raises TransportError: no server could be listed.
+    """
+    settings.require_peer()
+    store = Store(settings.clr_library_dir)
+    published = store.published() if store.generations.is_dir() else None
+    mirror = {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
+    listing = await list_only(settings, store)
+    return make_plan(listing.files, published, mirror, Choice.of(settings), complete=listing.complete)
+
+
+def _prune(settings: Settings, store: Store, pulled: Pulled) -> None:
+    """Drop old generations, and from the mirror what the source no longer has or this site no longer takes."""
+    store.prune(settings.library_keep, settings.library_grace)
+    if pulled.listing is None or not pulled.listing.complete or pulled.stopped:
+        return
+    here = scan(store.mirror)
+    keep: set[str] = set()
+    for item in pulled.plan.items:
+        if item.source is None and item.action is Action.LEAVE:
+            keep |= {file.path for file in here if item.key in (file.path, file.folder)}
+        elif item.source is not None and item.action not in {Action.REMOVE, Action.SKIP}:
+            keep |= {file.path for file in parts(item.source)}
+    unfinished = {file.path for file in pulled.plan.fetch}
+    kept_partials = (path for wanted, path in transport.partials(store.mirror).items() if wanted in unfinished)
+    store.prune_mirror(keep | {path.relative_to(store.mirror).as_posix() for path in kept_partials})
+
+
+def _describe(
+    report: Report,
+    published: PublishedLibrary | None,
+    library: PublishedLibrary,
+    held: tuple[Held, ...],
+    pulled: Pulled,
+) -> Report:
+    before = {item.key: item for item in published.items} if published else {}
+    after = {item.key: item for item in library.items}
+    return dataclasses.replace(
+        report,
+        result=statuses.PARTIAL if held or pulled.stopped else statuses.SUCCESS,
+        error=pulled.stopped,
+        peer=str(pulled.peer or ""),
+        added=tuple(after[key].name for key in sorted(after.keys() - before.keys())),
+        updated=tuple(
+            after[key].name for key in sorted(after.keys() & before.keys()) if after[key].version > before[key].version
+        ),
+        removed=tuple(before[key].name for key in sorted(before.keys() - after.keys())),
+        held=held,
+        planned_bytes=pulled.planned,
+        literal_bytes=pulled.literal,
+        matched_bytes=pulled.matched,
+        sent_bytes=pulled.sent,
+        received_bytes=pulled.received,
+        version=library.version,
+    )
+
+
+def _record(store: Store, report: Report) -> None:
+    """Log the run's summary and add it to the status file, whose loss would lose nothing but history."""
+    level = logging.INFO if report.result in {statuses.SUCCESS, statuses.PAUSED} else logging.WARNING
+    for held in report.held:
+        log.warning("%s is held: %s", held.key, held.reason)
+    if report.result != statuses.FAILED:
+        log.log(level, "%s", report.summary)
+    try:
+        number = store.current_number()
+        library = describe_library(store) if number is not None else None
+        report = dataclasses.replace(report, generation=number)
+        replace_file(store.status, statuses.dump(statuses.load(store.status).after(report, library)))
+    except (OSError, ClrError) as error:
+        log.warning("the status file cannot be written: %s", error)
+
+
+def describe_library(store: Store) -> dict[str, Any]:
+    """Return what is published, for the status file."""
+    library = store.published()
+    if library is None:
+        return {}
+    return {
+        "name": library.name,
+        "id": library.id,
+        "version": library.version,
+        "generation": store.current_number(),
+        "items": len(library.items),
+        "bytes": sum(file.size for item in library.items for file in item.files),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
