@@ -77,9 +77,7 @@ def wanted(entries: Sequence[Entry], present: Collection[str]) -> dict[str, set[
     return algorithms
 
 
-def compare(
-    entries: Sequence[Entry], digests: Mapping[str, Mapping[str, str]], manifest: str
-) -> tuple[str, ...]:
+def compare(entries: Sequence[Entry], digests: Mapping[str, Mapping[str, str]], manifest: str) -> tuple[str, ...]:
     """Compare files with the manifest of that name; ``digests`` are every file's, by name and algorithm.
 
     Returns warnings: files that it does not list, and the use of SHA-1. Raises HeldError for the first file

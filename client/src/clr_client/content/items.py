@@ -22,9 +22,7 @@ MAX_DEPTH = 32
 
 # Dotfiles and dotfolders, also rsync's temporary files; manifests, which are ours to write; what ext4 and
 # VMware leave behind.
-_IGNORED = re.compile(
-    r"(?:^|/)(?:\.|lost\+found(?:/|\Z)|(?:lib|items|item)\.json\Z)|\.lck(?:/|\Z)", re.IGNORECASE
-)
+_IGNORED = re.compile(r"(?:^|/)(?:\.|lost\+found(?:/|\Z)|(?:lib|items|item)\.json\Z)|\.lck(?:/|\Z)", re.IGNORECASE)
 # Folders at the top whose human path would hide what the generation itself holds there.
 _RESERVED = frozenset({"_items", "_clr", "lib.json", "items.json"})
 
@@ -94,8 +92,7 @@ def _one_item_per_file(members: list[FileInfo]) -> bool:
 
 def _single_items(members: list[FileInfo], metadata: list[FileInfo]) -> Iterable[SourceItem]:
     notes = tuple(
-        f"{file.name} is not used: this folder is one item per file, "
-        f"so describe each in <file name>.{METADATA_NAME}"
+        f"{file.name} is not used: this folder is one item per file, so describe each in <file name>.{METADATA_NAME}"
         for file in metadata
         if file.folder and file.name.lower() == METADATA_NAME
     )
@@ -114,9 +111,7 @@ def _folder_item(folder: str, members: list[FileInfo], metadata: list[FileInfo])
     return _item(folder, tuple(members), own, notes)
 
 
-def _item(
-    key: str, files: tuple[FileInfo, ...], metadata: list[FileInfo], notes: tuple[str, ...]
-) -> SourceItem:
+def _item(key: str, files: tuple[FileInfo, ...], metadata: list[FileInfo], notes: tuple[str, ...]) -> SourceItem:
     problem = _problem(key, files)
     if problem is None and len(metadata) > 1:
         problem = f"two metadata files: {metadata[0].name} and {metadata[1].name}"

@@ -72,9 +72,7 @@ def display_name(text: str) -> str:
     return f"{cut}-{digest}"
 
 
-def assign_names(
-    wanted: Mapping[str, str], taken: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, str]]:
+def assign_names(wanted: Mapping[str, str], taken: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Decide who gets which name: keys with the name they get, and keys with the reason why they get none.
 
     ``wanted`` maps item keys to the names they ask for, ``taken`` the items that are published now, and stay,

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from xml.sax import SAXException
 from xml.sax.handler import ContentHandler, feature_namespaces
 
-from defusedxml.expatreader import DefusedExpatParser  # type: ignore[import-untyped]
+from defusedxml.expatreader import DefusedExpatParser
 
 from clr_client.content.names import flaw, fold, printable
 from clr_client.errors import HeldError
@@ -53,8 +53,7 @@ class Envelope:
     def dump(self) -> str:
         """As text for the cache; ``restore`` reads it."""
         references = [
-            [reference.href, reference.size, reference.compressed, reference.chunk]
-            for reference in self.references
+            [reference.href, reference.size, reference.compressed, reference.chunk] for reference in self.references
         ]
         return json.dumps([self.is_vapp_template, references])
 

@@ -117,8 +117,7 @@ class _Reader:
     def files(self, files: Collection[FileInfo], digests: _Digests) -> tuple[VerifiedFile, ...]:
         """What to publish of plain files."""
         return tuple(
-            VerifiedFile(file.name, file.size, digests[file.name]["sha256"], self.root / file.path)
-            for file in files
+            VerifiedFile(file.name, file.size, digests[file.name]["sha256"], self.root / file.path) for file in files
         )
 
 
