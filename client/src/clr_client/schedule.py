@@ -1,9 +1,9 @@
 """Cron expressions in local time, as instants in UTC.
 
-croniter walks the calendar in naive local time; gaps and folds are resolved here with ``zoneinfo``, because croniter's own
-handling of daylight saving fires twice in 2.0 and still once too often in 7.0. The rule is Vixie cron's: a job whose hour
-is a wildcard runs by real time; any other runs once per wall-clock time, in a gap at the first instant after it and in a
-fold at its first pass.
+croniter walks the calendar in naive local time; gaps and folds are resolved here with ``zoneinfo``, because its own
+handling of daylight saving fires twice in 2.0 and still once too often in 7.0. The rule is Vixie cron's: a job whose
+hour is a wildcard runs by real time; any other runs once per wall-clock time, in a gap at the first instant after it
+and in a fold at its first pass.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from croniter import CroniterBadDateError, croniter
+from croniter import CroniterBadDateError, croniter  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,27 +49,26 @@ class Schedule:
     Fields take ``*``, numbers, names (jan, fri), lists, ranges and steps. When day of month and day of week are both
     restricted, either may match.
 
-    :raises ValueError: the expression is not one, or names a date that never comes; the text says what is wrong.
+    :raises ValueError: the text says what is wrong with the expression, or that its date never comes.
     """
 
     def __init__(self, expression: str) -> None:
         self.expression = " ".join(expression.split())
-        self._cron = ALIASES.get(self.expression.lower(), self.expression.lower())
-        if self._cron.startswith("@"):
+        text = self.expression.lower()
+        if text.startswith("@") and text not in ALIASES:
             raise ValueError(f"{self.expression} is none of {' '.join(ALIASES)}")
-        fields = self._cron.split(" ")
-        if len(fields) != len(FIELDS) or not self._cron:
-            raise ValueError(
-                f"{len(self._cron.split())} fields instead of {len(FIELDS)}; @daily is written 0 0 * * *"
-            )
+        fields = ALIASES.get(text, text).split()
+        if len(fields) != len(FIELDS):
+            raise ValueError(f"{len(fields)} fields instead of five; daily is 0 0 * * *")
         values = [_values(field, *limits) for field, limits in zip(fields, FIELDS, strict=True)]
-        self._by_real_time = fields[1].startswith("*") or len(values[1]) == 24  # noqa: PLR2004 - hours of a day
+        self._by_real_time = fields[1].startswith("*") or len(values[1]) == 24  # hours of a day
+        values[4] = {day % 7 for day in values[4]}
+        plain = ["*" if field == "*" else _listed(numbers) for field, numbers in zip(fields, values, strict=True)]
+        self._cron = " ".join(plain)
         try:
-            next(_walk(" ".join([*fields[:4], "*"]), EPOCH))
+            next(_walk(" ".join([*plain[:4], "*"]), EPOCH))
         except CroniterBadDateError:
-            raise ValueError(
-                f"day of month {fields[2]} never comes in month {fields[3]}; the end of February is written 0 0 28 2 *"
-            ) from None
+            raise ValueError(f"month {fields[3]} has no day {fields[2]}; a date that comes is 0 0 28 2 *") from None
 
     def __str__(self) -> str:
         return self.expression
@@ -120,22 +119,21 @@ def _values(field: str, label: str, low: int, high: int) -> set[int]:
     return values
 
 
+def _listed(numbers: set[int]) -> str:
+    """A field without ranges and steps: croniter 7.0 takes 0-0 for every hour, 2.0 does not."""
+    return ",".join(map(str, sorted(numbers)))
+
+
 def _number(word: str, label: str, low: int, high: int) -> int:
     names = NAMES.get(label, ())
-    number = (
-        names.index(word) + min(low, 1)
-        if word in names
-        else int(word)
-        if re.fullmatch(r"\d{1,4}", word)
-        else -1
-    )
+    number = names.index(word) + min(low, 1) if word in names else int(word) if re.fullmatch(r"\d{1,4}", word) else -1
     if not low <= number <= high:
         raise ValueError(f"{label} {word!r} is not within {low}-{high}")
     return number
 
 
 def _walk(cron: str, start: datetime) -> Iterator[datetime]:
-    """The naive times later than ``start`` that match, without end. Floats keep croniter away from time zones."""
+    """The matching naive times later than ``start``, without end. Floats keep time zones out of croniter."""
     iterator = croniter(cron, (start - EPOCH).total_seconds(), max_years_between_matches=LONGEST_WAIT_YEARS)
     while True:
         yield EPOCH + timedelta(seconds=round(iterator.get_next(float)))
