@@ -2,6 +2,8 @@
 
 Everything is real (sshd with rrsync, rsync, Caddy) and on loopback; nothing needs root. With a terminal the
 library stays up until Ctrl-C, without one the demonstration ends by itself. Files and logs are in ``.demo/``.
+
+CLR_DEMO_FOLDER names another folder.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / ".demo"
+FOLDER = Path(os.environ.get("CLR_DEMO_FOLDER", ROOT / ".demo"))
 CLR = str(Path(sys.executable).with_name("clr"))
 FIRST_SYNC_SECONDS = 120
 DISK_BYTES = 24 * 1024 * 1024
@@ -89,7 +91,7 @@ def demonstrate(run_dir: Path) -> None:
             say(f"   {url}")
             if sys.stdin.isatty():
                 linger(process)
-    say("\nAll processes are ended. What they wrote is in .demo/; `make clean` removes it.")
+    say(f"\nAll processes are ended. What they wrote is in {FOLDER.name}/; `make clean` removes it.")
 
 
 def client_environment(server: Server, run_dir: Path, http_port: int, https_port: int) -> dict[str, str]:

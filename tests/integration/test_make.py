@@ -1,0 +1,94 @@
+"""What a newcomer types: `make help`, `make demo`, and what set-up says where it cannot install."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def demo(**environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "support.demo"],
+        cwd=ROOT / "tests",
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of running processes that name a path below a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if entry.name.isdecimal() and f"{folder}/" in line:
+            found.append(line)
+    return found
+
+
+def test_the_demonstration_shows_two_syncs_and_ends_with_nothing_left_running(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    done = demo(CLR_DEMO_FOLDER=str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    shares = [float(share) for share in re.findall(r"crossed the line \((\d+\.\d) %", done.stdout)]
+    assert len(shares) == 2, done.stdout
+    assert 90 < shares[0] < 110, "the first sync brings everything"
+    assert shares[1] < 10, "the second one brings what changed"
+    assert re.search(r"updated: +photon-web$", done.stdout, re.MULTILINE)
+    assert re.search(r"added: +ubuntu-ci$", done.stdout, re.MULTILINE)
+    assert re.search(r"removed: +old-build$", done.stdout, re.MULTILINE)
+    assert re.search(r"http://127\.0\.0\.1:\d+/lib\.json$", done.stdout, re.MULTILINE)
+    assert processes_of(folder) == []
+
+
+def test_a_demonstration_that_fails_says_why_and_where_the_logs_are(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for program in ("rsync", "ssh", "ssh-keygen", "ssh-keyscan"):
+        (programs / program).symlink_to(f"/usr/bin/{program}")
+    done = demo(CLR_DEMO_FOLDER=str(folder), PATH=str(programs))
+    assert done.returncode == 1
+    assert "caddy" in done.stderr
+    assert f"Logs: {folder}/" in done.stderr
+    assert processes_of(folder) == []
+
+
+def test_help_is_what_make_says_by_itself() -> None:
+    said = [
+        subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for words in ([], ["help"])
+    ]
+    assert said[0] == said[1]
+    for target in ("setup", "demo", "test", "lint", "images", "up", "down", "clean"):
+        assert f"  make {target} " in said[0]
+
+
+@pytest.mark.parametrize("purpose", ["demo", "lint"])
+def test_missing_packages_are_named_in_one_line_where_they_cannot_be_installed(tmp_path: Path, purpose: str) -> None:
+    for program in ("dirname", "grep", "id", "cat"):
+        (tmp_path / program).symlink_to(f"/usr/bin/{program}")
+    done = subprocess.run(
+        ["/bin/sh", str(ROOT / "tests/support/setup.sh"), "packages", purpose],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "apt-get install " in done.stderr
+    assert "python3-venv" in done.stderr
+    assert ("shellcheck" if purpose == "lint" else "rsync") in done.stderr
