@@ -61,9 +61,7 @@ def source_failure(ended: Ended, link: Link) -> TransportError:
     )
 
 
-def _ssh_failure(
-    text: str, peer: str, link: Link, remembered: Sequence[str], own_key: str
-) -> TransportError | None:
+def _ssh_failure(text: str, peer: str, link: Link, remembered: Sequence[str], own_key: str) -> TransportError | None:
     if _CHANGED.search(text):
         shown = _SHOWN_KEY.search(text)
         return HostKeyError(
@@ -92,11 +90,7 @@ def _ssh_failure(
 
 def _useful(lines: Sequence[str]) -> list[str]:
     """What tells the reason: rsync's closing line repeats its exit status, a row of @ is decoration."""
-    useful = [
-        line
-        for line in lines
-        if not re.match(r"rsync error: |@+$|rsync: connection unexpectedly closed", line)
-    ]
+    useful = [line for line in lines if not re.match(r"rsync error: |@+$|rsync: connection unexpectedly closed", line)]
     return (useful or list(lines))[-SHOWN_LINES:]
 
 

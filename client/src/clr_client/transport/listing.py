@@ -52,9 +52,7 @@ def check_path(path: str) -> None:
 class ListingParser:
     """Takes rsync's output in pieces. Holds at most ``MAX_FILES`` files and a line of ``MAX_LINE`` bytes."""
 
-    def __init__(
-        self, max_files: int = MAX_FILES, max_line: int = MAX_LINE, max_bytes: int = MAX_BYTES
-    ) -> None:
+    def __init__(self, max_files: int = MAX_FILES, max_line: int = MAX_LINE, max_bytes: int = MAX_BYTES) -> None:
         """Begin before the first piece."""
         self._max_files, self._max_line, self._max_bytes = max_files, max_line, max_bytes
         self._files: dict[str, FileInfo] = {}
@@ -103,8 +101,7 @@ class ListingParser:
 
     def _endless(self) -> TransportError:
         return TransportError(
-            f"the server's listing is larger than a library can be: {self._received} bytes,"
-            f" {self.entries} entries",
+            f"the server's listing is larger than a library can be: {self._received} bytes, {self.entries} entries",
             retryable=False,
         )
 

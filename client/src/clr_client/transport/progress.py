@@ -13,9 +13,7 @@ OUT_FORMAT = "%i %n"
 
 _PROGRESS = re.compile(rb" *(?P<done>[\d,]+) +\d+% +(?P<rate>\d+(?:\.\d+)?)(?P<unit>[kMGTP]?)B/s .*")
 _STARTED = re.compile(rb"[>c]f[^ ]{9} (?P<name>.+)", re.DOTALL)
-_NUMBER = re.compile(
-    rb"(Literal data|Matched data|Total bytes sent|Total bytes received): ([\d,]+)(?: bytes)?"
-)
+_NUMBER = re.compile(rb"(Literal data|Matched data|Total bytes sent|Total bytes received): ([\d,]+)(?: bytes)?")
 _UNITS = {b"": 1, b"k": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40, b"P": 1 << 50}
 
 

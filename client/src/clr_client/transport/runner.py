@@ -53,9 +53,7 @@ def printable(line: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-async def run(
-    argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[bytes], None], idle: timedelta
-) -> Ended:
+async def run(argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[bytes], None], idle: timedelta) -> Ended:
     """Run a program until it ends; feed it ``stdin``, hand each piece of its stdout to ``on_output``.
 
     However this ends, no process of the program's group is left: SIGTERM, so that rsync keeps what arrived as
@@ -193,8 +191,8 @@ async def _end(group: int) -> None:
 async def _gone(group: int, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    while _members(group) and loop.time() < deadline:
-        await asyncio.sleep(0.02)  # noqa: ASYNC110 - nothing tells when a group is gone
+    while _members(group) and loop.time() < deadline:  # noqa: ASYNC110 - nothing tells of a group's end
+        await asyncio.sleep(0.02)
 
 
 def _signal(group: int, number: signal.Signals) -> None:

@@ -121,7 +121,7 @@ async def pin(link: Link, pins: Sequence[str]) -> None:
     accepts nothing else.
 
     ``pins`` are fingerprints (``SHA256:...``) or public keys (``ssh-ed25519 AAAA... [comment]``). Public keys
-    are written as they are; for a fingerprint whose key is not remembered yet the server is asked for its keys.
+    are written as they are; for a fingerprint whose key is not remembered yet the server is asked.
 
     :raises HostKeyError: the server has none of the pinned keys; names its own.
     :raises TransportError: the server does not answer (retryable), or the file cannot be written.
@@ -135,8 +135,7 @@ async def pin(link: Link, pins: Sequence[str]) -> None:
         if not keys:
             shown = ", ".join(f"{fingerprint(blob)} ({kind})" for kind, blob in seen)
             raise HostKeyError(
-                f"the host key of {link.peer} is not the pinned one:"
-                f" pinned {', '.join(sorted(wanted))}; shown {shown}",
+                f"the host key of {link.peer} is not the pinned one: pinned {', '.join(sorted(wanted))}; shown {shown}",
                 "Compare with the fingerprints in the server's log; if it was set up anew, pin its new key",
             )
     await asyncio.to_thread(_remember, link.known_hosts, link.peer, tuple(dict.fromkeys(keys)))
@@ -162,9 +161,7 @@ async def _scan(link: Link) -> list[tuple[str, str]]:
         if len(fields) >= 3 and not line.startswith("#") and _is_key(fields[2]):
             keys.append((fields[1], fields[2]))
     if not keys:
-        reason = next(
-            (line for line in reversed(errors.splitlines()) if not line.startswith("#")), "no answer"
-        )
+        reason = next((line for line in reversed(errors.splitlines()) if not line.startswith("#")), "no answer")
         raise TransportError(f"the host key of {link.peer} cannot be read: {reason}")
     return keys
 

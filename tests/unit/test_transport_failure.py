@@ -1,0 +1,109 @@
+"""What a person reads when rsync or ssh failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_transport_argv import LINK
+
+from clr_client.errors import HostKeyError, TransportError
+from clr_client.transport import rsync_warning
+from clr_client.transport.failure import failure
+from clr_client.transport.runner import Ended, printable
+
+OLD, NEW, OWN = (f"SHA256:{letter * 43}" for letter in "onk")
+
+
+def explain(code: int, *lines: str) -> TransportError:
+    return failure(Ended(code, lines), LINK, [f"{OLD} (ssh-ed25519)"], OWN)
+
+
+@pytest.mark.parametrize("code", [10, 12, 30, 35, 255, -9, 20, 5, 11])
+def test_what_a_minute_may_mend_is_retryable(code: int) -> None:
+    assert explain(code).retryable
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 22, 127])
+def test_what_no_wait_mends_is_final(code: int) -> None:
+    assert not explain(code).retryable
+
+
+def test_the_message_names_code_meaning_and_the_last_words() -> None:
+    error = explain(12, "first", "the reason", "rsync error: error in rsync protocol data stream (code 12) at io.c")
+    assert "code 12" in error.message
+    assert error.message.endswith("first | the reason")
+
+
+def test_a_changed_host_key_names_both_fingerprints_and_what_to_do() -> None:
+    error = explain(
+        255,
+        "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @",
+        "The fingerprint for the ED25519 key sent by the remote host is",
+        f"{NEW}.",
+        "Host key verification failed.",
+    )
+    assert isinstance(error, HostKeyError)
+    assert not error.retryable
+    assert OLD in error.message
+    assert NEW in error.message
+    assert str(Path("/library/known_hosts")) in error.remedy
+
+
+def test_an_unknown_host_key_is_final_and_says_to_pin() -> None:
+    error = explain(255, "No ED25519 host key is known for [h]:2222 and you have requested strict checking.")
+    assert isinstance(error, HostKeyError)
+    assert "pin" in error.remedy.lower()
+
+
+def test_a_key_that_is_not_accepted_is_named_with_its_fingerprint() -> None:
+    error = explain(255, "syncer@h: Permission denied (publickey).")
+    assert not error.retryable
+    assert OWN in error.message
+    assert "id_syncer" in error.message
+    assert ".pub" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ssh: connect to host h port 2222: Connection refused",
+        "ssh: connect to host h port 2222: Connection timed out",
+        "ssh: Could not resolve hostname h: Name or service not known",
+        "kex_exchange_identification: Connection closed by remote host",
+        "Timeout, server h not responding.",
+    ],
+)
+def test_no_connection_is_retryable_and_says_why(line: str) -> None:
+    error = explain(255, line, "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]")
+    assert error.retryable
+    assert error.message.endswith(line)
+
+
+def test_a_command_that_rrsync_refuses_is_final() -> None:
+    error = explain(12, "/usr/bin/rrsync error: option -L has been disabled on this server.")
+    assert not error.retryable
+    assert "option -L" in error.message
+
+
+def test_a_full_volume_is_said_to_be_full() -> None:
+    error = explain(11, 'rsync: [receiver] write failed on "/m/a": No space left on device (28)')
+    assert not error.retryable
+    assert "full" in error.message
+
+
+def test_control_characters_of_the_server_never_reach_a_terminal() -> None:
+    shown = printable(b"\x1b]0;title\x07 \xff caf\xc3\xa9 \xe2\x80\xae" + b"x" * 5000)
+    assert shown.isprintable()
+    assert "café" in shown
+    assert len(shown) < 2000
+
+
+@pytest.mark.parametrize("version", ["3.5.0", "3.5.1", "3.10.2", "4.0.0"])
+def test_an_rsync_with_the_fixes_is_not_warned_about(version: str) -> None:
+    assert rsync_warning(version) is None
+
+
+@pytest.mark.parametrize("version", ["3.2.7", "3.4.1", "3.4.3", "missing"])
+def test_an_rsync_without_the_fixes_is_warned_about(version: str) -> None:
+    assert "3.5.0" in str(rsync_warning(version))
