@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clr_client.reporting.text import size
+from clr_client.text import size
 
 from support.server import Server
-from support.templates import fake_template
+from support.templates import TemplateMaker, sample_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,6 @@ ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("CLR_DEMO_FOLDER", ROOT / ".demo"))
 CLR = str(Path(sys.executable).with_name("clr"))
 FIRST_SYNC_SECONDS = 120
-DISK_BYTES = 24 * 1024 * 1024
 
 
 class DemoError(Exception):
@@ -60,12 +59,12 @@ def demonstrate(run_dir: Path) -> None:
     if FOLDER.exists():
         shutil.rmtree(FOLDER)
     library = FOLDER / "server" / "library"
-    for name in ("photon-web", "debian-db", "old-build"):
-        fake_template(library / name, disk_bytes=DISK_BYTES)
+    cache = FOLDER / "cache"
+    sample_library(library, cache)
 
     say("1. The primary site: a library, and an sshd where a site's key can read it and nothing else")
     show_library(library)
-    with Server(library, FOLDER / "server" / "sshd") as server:
+    with Server(library, FOLDER / "server") as server:
         refuse_a_shell(server)
 
         http_port, https_port = free_ports(2)
@@ -77,9 +76,9 @@ def demonstrate(run_dir: Path) -> None:
             show_run(library)
 
             say("\n3. At the primary site a disk is patched, a template added, one removed; then `clr sync`")
-            fake_template(library / "photon-web", disk_bytes=DISK_BYTES, revision=1)
-            fake_template(library / "ubuntu-ci", disk_bytes=DISK_BYTES // 8)
-            shutil.rmtree(library / "old-build")
+            sample_library(library, cache, revision=1)
+            TemplateMaker(cache, megabytes=2).template(library / "Jump host", name="jump-host", flavour="jump")
+            (library / "tools.iso").unlink()
             clr("sync", environment=environment, log="sync.log")
             show_run(library)
 
@@ -202,11 +201,11 @@ def show_run(library: Path) -> None:
 
 
 def show_library(library: Path) -> None:
-    """List the templates."""
-    for folder in sorted(library.iterdir()):
-        files = sorted(folder.iterdir())
-        names = " ".join(path.name for path in files)
-        say(f"   {folder.name + '/':12} {size(sum(path.stat().st_size for path in files)):>8}  {names}")
+    """List what lies in the library."""
+    for entry in sorted(library.iterdir()):
+        files = sorted(entry.iterdir()) if entry.is_dir() else [entry]
+        held = "/: " + ", ".join(path.name for path in files) if entry.is_dir() else ""
+        say(f"   {size(sum(path.stat().st_size for path in files)):>8}  {entry.name}{held}")
 
 
 def refuse_a_shell(server: Server) -> None:

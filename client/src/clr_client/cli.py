@@ -18,8 +18,8 @@ from clr_client.errors import ClrError
 from clr_client.reporting import logs
 from clr_client.reporting.progress import Bar, Observer
 from clr_client.reporting.status import PARTIAL
-from clr_client.reporting.text import printable, size
 from clr_client.store import Store
+from clr_client.text import printable, size
 
 if TYPE_CHECKING:
     from clr_client.plan import Plan
@@ -169,8 +169,8 @@ def check(
 
     Example: clr check http://library.example.com/lib.json --full
     """
-    from clr_client.reporting import verdict  # noqa: PLC0415
-    from clr_client.vcsp.checking import check as read  # noqa: PLC0415
+    from clr_client.reporting import verdict
+    from clr_client.vcsp.checking import check as read
 
     password = password_file.read_text(encoding="utf-8").rstrip("\r\n") if password_file else None
     report = read(url, password=password, full=full, ca_file=ca_file)
@@ -256,8 +256,9 @@ def healthcheck() -> NoReturn:
 @main.command()
 def version() -> None:
     """Print the versions of this program, rsync, ssh and Caddy."""
-    from clr_client import versions
+    from clr_client import transport
+    from clr_client.web import caddy
 
     click.echo(f"clr {__version__}")
-    for name, text in {**transport.versions(), "caddy": caddy.version()}.items():
+    for name, text in {**transport.versions(), **caddy.versions()}.items():
         click.echo(f"{name} {printable(text)}")

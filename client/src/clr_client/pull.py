@@ -177,9 +177,8 @@ def _still_to_come(job: Job, pulled: Pulled) -> int:
 
 
 def _arrived(job: Job, pulled: Pulled) -> int:
-    wanted, store = pulled.plan.fetch, job.store
-    older = seed.predecessors(wanted, pulled.mirror)
-    return seed.arrived_bytes(wanted, older, transport.partials(store.mirror), store.mirror, store.basis)
+    store = job.store
+    return seed.arrived_bytes(pulled.plan.fetch, transport.partials(store.mirror), store.mirror, store.basis)
 
 
 async def _settle(job: Job, pulled: Pulled, peer: Peer) -> None:
@@ -271,7 +270,7 @@ async def _transfer(job: Job, pulled: Pulled, link: Link) -> None:
 
 
 def _make_way(mirror: Path, plan: Plan) -> None:
-    """Remove what lies where a wanted file's folders belong: a file that became a folder at the source, or the reverse."""
+    """Remove what lies where a wanted file or its folder belongs, when a file became a folder or the reverse."""
     for file in plan.fetch:
         target = mirror / file.path
         for parent in list(target.relative_to(mirror).parents)[-2::-1]:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from zoneinfo import ZoneInfo
 
 import click
@@ -53,7 +53,7 @@ class DeleteLimit:
         return f"{self.amount}%" if self.percent else str(self.amount)
 
 
-class _Text(click.ParamType):
+class _Text(click.ParamType):  # type: ignore[type-arg]  # generic in some releases only
     """A type whose errors say what is allowed."""
 
     allowed = "any text"
@@ -67,7 +67,7 @@ class Truth(_Text):
 
     name = "true|false"
     allowed = "true or false"
-    words = {
+    words: ClassVar = {
         "true": True,
         "1": True,
         "yes": True,
@@ -108,7 +108,7 @@ class Duration(_Text):
 
     name = "duration"
     allowed = "seconds, or a number with s, m, h or d, such as 90, 15m, 6h or 2d"
-    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    units: ClassVar = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
     def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:  # noqa: ANN401, ARG002
         """Read a duration."""
@@ -297,7 +297,7 @@ def _is_ipv6(word: str) -> bool:
         return False
 
 
-def _setting(type_: click.ParamType, default: str, text: str, *, group: str, secret: bool = False) -> Any:  # noqa: ANN401
+def _setting(type_: _Text, default: str, text: str, *, group: str, secret: bool = False) -> Any:  # noqa: ANN401
     """Declare one variable: the field's name in capitals is the variable's."""
     metadata = {"type": type_, "default": default, "help": text, "group": group, "secret": secret}
     return dataclasses.field(metadata=metadata)
@@ -324,8 +324,8 @@ class Settings:
     sync_host_key: tuple[str, ...] = _setting(
         HostKeys(),
         "",
-        "Pins the server: its fingerprint or public key, as the server's log prints it. Without it the first key seen is"
-        " remembered on the library volume and any other refused.",
+        "Pins the server: its fingerprint or public key, as the server's log prints it. Without it the first"
+        " key seen is remembered on the library volume and any other refused.",
         group="Sync",
         secret=True,
     )

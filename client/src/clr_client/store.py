@@ -252,7 +252,7 @@ class Store:
         sync_folder(self.root)
 
     def prune(self, keep: int, grace: timedelta) -> None:
-        """Remove generations beyond the newest ``keep`` that were replaced longer ago than ``grace``, and their trees."""
+        """Remove generations beyond the newest ``keep`` once they were replaced ``grace`` ago, and their trees."""
         current = self.current_number()
         if current is None:
             return

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clr_client.content.names import flaw, printable
+from clr_client.content.names import flaw
 from clr_client.errors import HeldError
+from clr_client.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -10,8 +10,8 @@ import stat
 import threading
 from typing import TYPE_CHECKING
 
-from clr_client.content.names import printable
 from clr_client.errors import HeldError
+from clr_client.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

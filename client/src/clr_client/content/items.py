@@ -9,9 +9,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clr_client.content.names import display_name, flaw, fold, printable
+from clr_client.content.names import display_name, flaw, fold
 from clr_client.errors import StoreError
 from clr_client.files import FileInfo
+from clr_client.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,8 +7,9 @@ import re
 import tomllib
 from dataclasses import dataclass
 
-from clr_client.content.names import MAX_NAME, flaw, printable, units
+from clr_client.content.names import MAX_NAME, flaw, units
 from clr_client.errors import HeldError
+from clr_client.text import printable
 
 MAX_METADATA = 64 << 10
 """Largest metadata file read, in bytes."""

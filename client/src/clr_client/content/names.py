@@ -1,4 +1,4 @@
-"""Display names: at most 80 characters, stable, unique in a library; and names made safe to show."""
+"""Display names: at most 80 characters, stable, unique in a library."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import re
 import unicodedata
 from typing import TYPE_CHECKING
+
+from clr_client.text import UNSAFE, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,32 +17,17 @@ MAX_NAME = 80
 
 _HASH_DIGITS = 8
 
-# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional embeddings, overrides and
-# isolates, and surrogates, which are bytes that are not UTF-8.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """The text with every character escaped that could end a line, steer a terminal or is not UTF-8."""
-    return _UNSAFE.sub(lambda match: _escape(match[0]), text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"
 
 
 def flaw(text: str) -> str | None:
     """Why a file or display name cannot be published, None if it can."""
-    match = _UNSAFE.search(text)
+    match = UNSAFE.search(text)
     if match is None:
         return None
     if _SURROGATE.search(text):
         return "is not UTF-8"
-    return f"holds the control character {_escape(match[0])}"
+    return f"holds the control character {printable(match[0])}"
 
 
 def fold(text: str) -> str:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from clr_client.content import checksums, ovf
 from clr_client.content.digests import hash_range, opened
 from clr_client.content.items import ignored
-from clr_client.content.names import flaw, fold, printable
+from clr_client.content.names import flaw, fold
 from clr_client.errors import HeldError, StoreError
+from clr_client.text import printable
 
 if TYPE_CHECKING:
     import threading

@@ -13,8 +13,9 @@ from xml.sax.handler import ContentHandler, feature_namespaces
 
 from defusedxml.expatreader import DefusedExpatParser
 
-from clr_client.content.names import flaw, fold, printable
+from clr_client.content.names import flaw, fold
 from clr_client.errors import HeldError
+from clr_client.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from clr_client.reporting.text import printable
+from clr_client.text import printable
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo

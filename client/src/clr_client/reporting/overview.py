@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from clr_client.reporting import status as statuses
-from clr_client.reporting.text import printable, size
+from clr_client.text import printable, size
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clr_client.reporting.text import printable, size, span
+from clr_client.text import printable, size, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clr_client.reporting.text import printable, size, span
+from clr_client.text import printable, size, span
 
 if TYPE_CHECKING:
     from pathlib import Path

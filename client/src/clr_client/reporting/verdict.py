@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clr_client.reporting.text import printable, size
+from clr_client.text import printable, size
 
 if TYPE_CHECKING:
     from clr_client.vcsp.checking import CheckReport
@@ -18,7 +18,7 @@ def text(report: CheckReport) -> str:
             f"{printable(report.library)}, version {report.version}: {report.items} items, {report.files} files,"
             f" {size(report.bytes)}"
         )
-    lines += [f"{problem.severity}: {printable(problem.where)}: {printable(problem.text)}" for problem in report.problems]
+    lines += [printable(str(problem)) for problem in report.problems]
     if report.thumbprints:
         lines.append(thumbprints(report))
     lines.append(f"subscribe: {printable(report.govc)}")

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clr_client import text
 from clr_client.errors import TransportError
 
 if TYPE_CHECKING:
@@ -48,9 +49,8 @@ def environment() -> dict[str, str]:
 
 
 def printable(line: bytes) -> str:
-    """A line of another program as text without control characters, at most ``LINE_LENGTH`` characters."""
-    text = line[:LINE_LENGTH].decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """A line of another program as text without control characters, of at most ``LINE_LENGTH`` bytes."""
+    return text.printable(line[:LINE_LENGTH].decode("utf-8", "surrogateescape"))
 
 
 async def run(argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[bytes], None], idle: timedelta) -> Ended:

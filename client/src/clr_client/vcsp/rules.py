@@ -15,6 +15,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import defusedxml.ElementTree
 
+from clr_client.text import printable
 from clr_client.vcsp.model import (
     DESCRIPTION_LIMIT,
     LARGEST,
@@ -101,7 +102,7 @@ class RemoteLibrary:
 def shown(value: object) -> str:
     """``value`` for a message: quoted, without control characters, cut when long."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
-    safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    safe = printable(text)
     return f"'{safe}'" if len(safe) <= 100 else f"'{safe[:100]}…'"
 
 
