@@ -144,16 +144,23 @@ def _match(items: Iterable[PublishedItem], contents: Sequence[ItemContent]) -> d
     at all: by folder and file name first, by name then. An id that can be kept saves every subscriber a full
     download.
     """
-    by_key = {content.key: content for content in contents}
-    matched = {item.key: item for item in items if item.key in by_key}
+    keys = {content.key for content in contents}
+    matched = {item.key: item for item in items if item.key in keys}
     adopted = [item for item in items if item.key not in matched and _is_adopted(item)]
-    for same in (_same_place, _same_display_name):
-        for item in list(adopted):
-            for content in contents:
-                if content.key not in matched and same(item, content):
-                    matched[content.key] = item
-                    adopted.remove(item)
-                    break
+    criteria: tuple[tuple[Callable[[PublishedItem], object], Callable[[ItemContent], object]], ...] = (
+        (lambda item: (item.key, _names(item.files)), lambda content: (_folder(content), _names(content.files))),
+        (lambda item: same_name(item.name), lambda content: same_name(content.name)),
+    )
+    for of_item, of_content in criteria:
+        free = {of_content(content): content.key for content in reversed(contents) if content.key not in matched}
+        rest = []
+        for item in adopted:
+            key = free.pop(of_item(item), None)
+            if key is None:
+                rest.append(item)
+            else:
+                matched[key] = item
+        adopted = rest
     return matched
 
 
@@ -161,13 +168,12 @@ def _is_adopted(item: PublishedItem) -> bool:
     return all(not file.digest for file in item.files)
 
 
-def _same_place(item: PublishedItem, content: ItemContent) -> bool:
-    names = {file.name for file in item.files}
-    return content.key.rpartition("/")[0] == item.key and {file.name for file in content.files} == names
+def _names(files: Iterable[FileContent] | Iterable[PublishedFile]) -> frozenset[str]:
+    return frozenset(file.name for file in files)
 
 
-def _same_display_name(item: PublishedItem, content: ItemContent) -> bool:
-    return same_name(item.name) == same_name(content.name)
+def _folder(content: ItemContent) -> str:
+    return content.key.rpartition("/")[0]
 
 
 def _new_item(content: ItemContent, item_id: str, created: str, seconds: int) -> PublishedItem:

@@ -25,12 +25,12 @@ class KnownItem:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a subscriber remembers of a library: its items by id, and the ids of items that were removed."""
+    """What a subscriber remembers of a library: its items by id; removed items' ids and last versions."""
 
     id: str
     version: int
     items: Mapping[str, KnownItem] = field(default_factory=dict)
-    gone: frozenset[str] = frozenset()
+    gone: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,18 @@ def steps(known: Known | None, items: Iterable[RemoteItem]) -> Steps:
 
     Files are loaded when they are new or their generation grew; without generationNum, vCenter compares etags
     as numbers. Raises SubscriberError when vCenter would fail at that, or would silently keep something
-    stale: an item's version went back or its content changed without it, an id was used again.
+    stale: an item's version went back or its content changed without it, a removed item came back with no
+    greater version.
     """
     before = known.items if known else {}
-    gone = known.gone if known else frozenset()
+    gone: Mapping[str, int] = known.gone if known else {}
     take = []
     present = set()
     for item in items:
         present.add(item.id)
-        if item.id in gone:
-            raise SubscriberError(f"Item {shown(item.name)} has the id {item.id}, which a removed item had")
+        if item.version <= gone.get(item.id, 0):
+            text = f"Item {shown(item.name)} has the id of an item that was removed at version {gone[item.id]}"
+            raise SubscriberError(f"{text}, and no greater version")
         old = before.get(item.id)
         if old is None:
             take.append(Step(item, item.files, is_new=True))

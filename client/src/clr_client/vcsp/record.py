@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -13,6 +14,7 @@ from clr_client.vcsp.model import (
     ADOPTED,
     HREF_STYLES,
     LARGEST,
+    NAME_LIMIT,
     TYPES,
     PublishedFile,
     PublishedItem,
@@ -263,20 +265,27 @@ def _entries(items: bytes) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _adopt_items(entries: Iterable[dict[str, Any]]) -> list[PublishedItem]:
-    """Each item once, at the highest version it is found with, under keys that differ."""
+    """Each item once, at the highest version it is found with, under keys and names that differ."""
     newest: dict[str, PublishedItem] = {}
     for entry in entries:
         item_id = _adopted_id(entry.get("id"))
-        if item_id is None or not _is_text(entry.get("name")):
+        if item_id is None or not entry.get("name") or not _is_text(entry["name"]):
             continue
         item = _adopt_item(entry, item_id)
         if item_id.lower() not in newest or newest[item_id.lower()].version < item.version:
             newest[item_id.lower()] = item
     keys: set[str] = set()
+    names: set[str] = set()
     items = []
     for item in newest.values():
-        unique = item if item.key not in keys else replace(item, key=f"_items/{item.uuid}", key_is_file=False)
+        unique = item
+        if item.key in keys:
+            unique = replace(unique, key=f"_items/{item.uuid}", key_is_file=False)
+        if same_name(item.name) in names or len(item.name) > NAME_LIMIT:
+            mark = hashlib.sha256(item.id.encode()).hexdigest()[:8]
+            unique = replace(unique, name=f"{item.name[: NAME_LIMIT - 9]}-{mark}")
         keys.add(unique.key)
+        names.add(same_name(unique.name))
         items.append(unique)
     return items
 

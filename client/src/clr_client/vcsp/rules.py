@@ -287,10 +287,12 @@ def _read_file(entry: object, number: int, where: str, findings: Findings) -> Re
         findings.error(where, f"file no. {number} is not a JSON object")
         return None
     name = entry.get("name")
-    if not isinstance(name, str) or "/" in name or "\\" in name or not is_safe_path(name):
+    if not isinstance(name, str) or "/" in name or not is_safe_path(name):
         findings.error(where, f"file no. {number} has the impossible name {shown(name)}")
         return None
     place = file_place(where, name)
+    if "\\" in name or not name.isprintable():
+        findings.warning(place, "has a backslash or control character in its name")
     size = entry.get("size")
     if type(size) is not int or not 0 <= size <= LARGEST:
         findings.error(place, f"has the size {shown(size)} instead of a number of bytes")

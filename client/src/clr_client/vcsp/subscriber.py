@@ -100,7 +100,7 @@ class Subscriber:
         before = known or Known(library.id, 0)
         kept = {item_id: item for item_id, item in before.items.items() if item_id not in plan.remove}
         removed = tuple(str(before.items[item_id].entry["name"]) for item_id in plan.remove)
-        gone = before.gone | set(plan.remove)
+        gone = {**before.gone, **{item_id: before.items[item_id].version for item_id in plan.remove}}
         for item_id in plan.remove:
             shutil.rmtree(self._place(item_id))
         for step in plan.take:
@@ -160,7 +160,7 @@ class Subscriber:
             }
             for item_id, item in known.items.items()
         }
-        state = {"id": known.id, "version": known.version, "items": items, "gone": sorted(known.gone)}
+        state = {"id": known.id, "version": known.version, "items": items, "gone": dict(known.gone)}
         new = self._folder / "state.new"
         new.write_text(json.dumps(state))
         new.replace(self._folder / "state.json")
@@ -179,7 +179,7 @@ class Subscriber:
             )
             for item_id, item in state["items"].items()
         }
-        return Known(state["id"], state["version"], items, frozenset(state["gone"]))
+        return Known(state["id"], state["version"], items, state["gone"])
 
 
 def _usable(library: RemoteLibrary | None, findings: Findings) -> RemoteLibrary:
