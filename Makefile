@@ -38,10 +38,13 @@ docs: ## Write the generated reference pages anew
 	@cd tests && ../$(python) -m support.reference
 
 images: ## Build both images
+	@docker version >/dev/null 2>&1 || { echo "No Docker engine answers; start one, or see make demo"; exit 1; }
+	@tests/support/base-image.sh
 	@$(compose) -f docker-compose.server.yaml build
 	@$(compose) -f docker-compose.client.yaml build
 
-up: ## Start both roles on this host with their compose files
+up: images ## Start both roles on this host (with a key made for it, if there is none)
+	@$(setup_sh) data
 	@$(compose) -f docker-compose.server.yaml up -d
 	@$(compose) -f docker-compose.client.yaml up -d
 

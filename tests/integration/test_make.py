@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,20 @@ def test_missing_packages_are_named_in_one_line_where_they_cannot_be_installed(t
     assert "apt-get install " in done.stderr
     assert "python3-venv" in done.stderr
     assert ("shellcheck" if purpose == "lint" else "rsync") in done.stderr
+
+
+def test_folders_and_key_for_both_roles_are_made_once_and_never_touched_again(tmp_path: Path) -> None:
+    script = tmp_path / "tests" / "support" / "setup.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "tests/support/setup.sh", script)
+    private = tmp_path / "client/data/ssh/id_syncer"
+    public = tmp_path / "server/data/ssh/this-host.pub"
+    subprocess.run([script, "data"], check=True, capture_output=True, timeout=60)
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert public.read_text().startswith("ssh-ed25519 ")
+    for folder in ("server/data/library", "server/data/hostkeys", "client/data/library", "client/data/certs"):
+        assert (tmp_path / folder).is_dir()
+    keys = private.read_bytes(), public.read_bytes()
+    subprocess.run([script, "data"], check=True, capture_output=True, timeout=60)
+    assert keys == (private.read_bytes(), public.read_bytes())
+    assert not (tmp_path / "client/data/ssh/id_syncer.pub").exists()

@@ -3,6 +3,7 @@
 #
 #   setup.sh packages demo|test|lint    system programs: installed when that is possible, else named in one line
 #   setup.sh venv run|dev               .venv with `clr`, for running it or also for testing it; done once
+#   setup.sh data                       the folders that the compose files mount, and a key where there is none
 set -eu
 
 cd -P "$(dirname "$0")/../.."
@@ -132,8 +133,23 @@ usable_venv() {
 
 current() { [ -n "$(find "$1" -newer client/pyproject.toml 2>/dev/null)" ]; }
 
+# For both roles on this host. Nothing that is there is touched.
+data() {
+    for folder in server/data/ssh server/data/library server/data/hostkeys \
+        client/data/ssh client/data/library client/data/certs client/data/caddy; do
+        [ -d "$folder" ] || mkdir -p "$folder"
+    done
+    if ! ls client/data/ssh/id_* server/data/ssh/*.pub >/dev/null 2>&1; then
+        ssh-keygen -q -t ed25519 -N '' -C this-host -f client/data/ssh/id_syncer
+        mv client/data/ssh/id_syncer.pub server/data/ssh/this-host.pub
+        say "Made a key: client/data/ssh/id_syncer"
+    fi
+    ls server/data/library/* >/dev/null 2>&1 || say "Put templates into server/data/library, one folder each"
+}
+
 case "${1-} ${2-}" in
+    "data ") data ;;
     "packages demo" | "packages test" | "packages lint") packages "$2" ;;
     "venv run" | "venv dev") venv "$2" ;;
-    *) die "usage: setup.sh packages demo|test|lint | venv run|dev" ;;
+    *) die "usage: setup.sh packages demo|test|lint | venv run|dev | data" ;;
 esac
