@@ -14,6 +14,7 @@ from clr_client.sync import synchronise
 
 if TYPE_CHECKING:
     from clr_client.reporting.status import Report
+
     from support.server import Server
 
 

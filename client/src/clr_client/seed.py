@@ -1,11 +1,14 @@
 """Basis files: what rsync may build a new file from, so that only what is new crosses the line.
 
-``basis/`` is laid out like the mirror and given to rsync beside it. It holds hard links and is thrown away when all
-files have arrived. Two kinds of file lie in it:
+rsync takes the file at the target's own path as basis, else the one at the same path below ``basis/``. So:
 
-- for a file that is new by name, its likeliest predecessor (a template rebuilt under a new folder name);
-- for a file whose transfer was cut, what had arrived joined with the old version. rsync alone would take the partial
-  file *instead of* the old version and fetch again what the old version has.
+- for a file that is new by name, ``basis/`` gets a hard link to its likeliest predecessor (a template rebuilt under a new
+  folder name);
+- for a file whose transfer was cut, what had arrived is joined with the old version and takes the target's place in the
+  mirror. rsync alone would use the partial file *instead of* the old version and fetch again what the old version has.
+  ``basis/`` keeps the old version, so that the next cut can be joined with it.
+
+``basis/`` is thrown away when all files have arrived.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ LEAST_SIZE = 64 * 1024
 """Files below this many bytes are not worth a search."""
 LEAST_LIKENESS = 0.6
 MOST_COMPARISONS = 200_000
+NEVER = 1
+"""Modification time (seconds since the epoch) of joined files: no template's, so that none is taken for complete."""
 
 
 def predecessors(wanted: Iterable[FileInfo], have: Mapping[str, FileInfo]) -> dict[str, str]:
@@ -59,36 +64,37 @@ def _likeness(one: str, other: str) -> float:
 
 
 def lay_out(older: Mapping[str, str], partials: Mapping[str, Path], mirror: Path, basis: Path) -> None:
-    """Fill ``basis`` for one transfer. What an earlier attempt of the same run put there is used on.
+    """Prepare one transfer. What an earlier attempt prepared is used on.
 
     :param older: wanted path to path of its predecessor in the mirror.
     :param partials: by path in the mirror, the partial file that a cut transfer left; one that is joined is removed.
     """
     for path, predecessor in older.items():
-        target = basis / path
         partial = partials.get(path)
+        old = basis / path
+        if (partial is not None or predecessor != path) and not old.exists():
+            old.parent.mkdir(parents=True, exist_ok=True)
+            link(mirror / predecessor, old)
         if partial is not None:
-            _join(partial, mirror / predecessor, target)
-        elif predecessor != path and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link(mirror / predecessor, target)
+            _join(partial, old, mirror / path)
 
 
 def _join(partial: Path, old: Path, target: Path) -> None:
     """Make ``target`` the partial file followed by the old version, unless it holds more of the new file already."""
     if partial.stat().st_size > _joined_bytes(target, old):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"{UNFINISHED}{target.name}")
+        unfinished = old.with_name(f"{UNFINISHED}{old.name}")
         with unfinished.open("wb") as joined:
             for part in (partial, old):
                 with part.open("rb") as source:
                     _append(source.fileno(), joined.fileno(), part.stat().st_size)
+        os.utime(unfinished, (NEVER, NEVER))
         unfinished.rename(target)
     partial.unlink()
 
 
 def _joined_bytes(target: Path, old: Path) -> int:
-    return max(0, target.stat().st_size - old.stat().st_size) if target.is_file() else 0
+    """Return how much of the new file an earlier join put before the old version."""
+    return max(0, target.stat().st_size - old.stat().st_size) if target.is_file() and old.is_file() else 0
 
 
 def _append(source: int, target: int, size: int) -> None:
@@ -103,7 +109,6 @@ def _append(source: int, target: int, size: int) -> None:
 
 def arrived_bytes(
     wanted: Iterable[FileInfo],
-    older: Mapping[str, str],
     partials: Mapping[str, Path],
     mirror: Path,
     basis: Path,
@@ -112,7 +117,6 @@ def arrived_bytes(
     total = 0
     for file in wanted:
         kept = partials[file.path].stat().st_size if file.path in partials else 0
-        if file.path in older:
-            kept = max(kept, _joined_bytes(basis / file.path, mirror / older[file.path]))
+        kept = max(kept, _joined_bytes(mirror / file.path, basis / file.path))
         total += min(kept, file.size)
     return total
