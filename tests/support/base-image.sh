@@ -70,6 +70,12 @@ Suites: $suite-security
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.pgp
 EOF
+    # As in Debian's own images: no caches in the layers of a build
+    cat >"$work/docker-clean" <<'EOF'
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb || true"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+EOF
     # Builds in the image must reach the mirror as this machine does
     apt-config dump 2>/dev/null | grep -E '^Acquire::(https?::|Check-(Date|Valid-Until) )' >"$work/90host" || true
     set -- --aptopt="$work/90host"
@@ -91,6 +97,8 @@ EOF
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/lintian/*' \
         --customize-hook='rm -f "$1/etc/apt/sources.list" "$1/etc/hostname" "$1/etc/resolv.conf"' \
         --customize-hook="copy-in $work/debian.sources /etc/apt/sources.list.d" \
+        --customize-hook="copy-in $work/docker-clean /etc/apt/apt.conf.d" \
+        --customize-hook='rm -f "$1"/var/cache/apt/*.bin' \
         --customize-hook='printf "#!/bin/sh\nexit 101\n" >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"' \
         "$suite" "$work/base.tar" "deb $mirror $suite main" "deb $mirror $suite-updates main" \
         "deb $security $suite-security main" >&2
