@@ -7,11 +7,10 @@ from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
-from support.libraries import NOW, SECONDS, by_key, content, ids, library, shuffled
-
 from clr_client.errors import ManifestError
 from clr_client.vcsp.model import FileContent, as_content, is_id
 from clr_client.vcsp.record import adopt, dump, load
+from support.libraries import NOW, SECONDS, by_key, content, ids, library, shuffled
 
 LATER = NOW + timedelta(hours=5)
 LATER_SECONDS = SECONDS + 5 * 3600
@@ -132,6 +131,13 @@ def test_another_style_of_hrefs_moves_every_version() -> None:
     second = library(content("a"), content("b"), previous=first, href_style="plain")
     assert (second.version, second.href_style, [item.version for item in second.items]) == (2, "plain", [2, 2])
     assert [item.content_version for item in second.items] == [1, 1]
+
+
+def test_another_style_of_hrefs_changes_nothing_where_there_are_none() -> None:
+    first = library()
+    second = library(previous=first, href_style="plain")
+    assert (second.version, second.href_style) == (1, "plain")
+    assert library(previous=second, href_style="plain") is second
 
 
 def test_removed_items_are_gone_and_never_lend_their_id_to_others() -> None:

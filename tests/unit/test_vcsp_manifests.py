@@ -7,13 +7,12 @@ import re
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from support.libraries import NOW, SECONDS, content, item_entries, library, parsed, shuffled
-
 from clr_client.vcsp.manifests import file_path, manifests, self_path
 from clr_client.vcsp.model import is_safe_path
 from clr_client.vcsp.rules import Findings, read_items, read_library
+from hypothesis import given
+from hypothesis import strategies as st
+from support.libraries import NOW, SECONDS, content, item_entries, library, parsed, shuffled
 
 OVF = {"debian.ovf": b"<Envelope/>", "disk 1.vmdk": b"disk"}
 

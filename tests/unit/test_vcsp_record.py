@@ -7,12 +7,11 @@ import json
 from typing import Any
 
 import pytest
-from support.libraries import NOW, SECONDS, by_key, content, ids, library, parsed
-
 from clr_client.errors import ManifestError
 from clr_client.vcsp.manifests import manifests
 from clr_client.vcsp.model import ADOPTED
 from clr_client.vcsp.record import adopt, dump, load
+from support.libraries import NOW, SECONDS, by_key, content, ids, library, parsed
 
 LIBRARY_ID = "urn:uuid:1e0ba3a8-7a1f-4a2c-9d4e-000000000001"
 ITEM_ID = "urn:uuid:1e0ba3a8-7a1f-4a2c-9d4e-000000000002"
@@ -307,7 +306,9 @@ def test_items_that_are_lost_are_found_in_their_own_item_json() -> None:
     assert adopt(original_library(), original_items(), own).items == ()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff", original_library(id="x"), original_library()[:-20]])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b"\xff", original_library(id="x"), original_library()[:-20]]
+)
 def test_a_broken_lib_json_is_refused_with_a_reason(data: bytes) -> None:  # original-defects row 17
     with pytest.raises(ManifestError, match=r"lib\.json"):
         adopt(data, original_items(original()))

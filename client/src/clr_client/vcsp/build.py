@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from clr_client.errors import ManifestError
 from clr_client.vcsp.model import (
+    ADOPTED,
     DESCRIPTION_LIMIT,
     HREF_STYLES,
     NAME_LIMIT,
@@ -86,7 +87,11 @@ def next_library(
         else:
             items.append(_next_item(old, content, seconds, restyled=restyled, all_files=per_item_generations))
     published = replace(previous, name=name, href_style=href_style, items=_sorted(items))
-    return previous if published == previous else replace(published, version=previous.version + 1)
+    if published == previous:
+        return previous
+    if (published.items, published.name) == (previous.items, previous.name) and previous.href_style != ADOPTED:
+        return published  # only the style of hrefs is another, and there are none
+    return replace(published, version=previous.version + 1)
 
 
 def _normal(content: ItemContent) -> ItemContent:
