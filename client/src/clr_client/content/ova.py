@@ -258,19 +258,24 @@ def _check_sum(block: bytes, position: int) -> None:
         raise HeldError("the archive is compressed with gzip; an OVA is a plain tar")
     blank = block[:148] + b" " * 8 + block[156:]
     signed = sum(byte - 256 if byte > 127 else byte for byte in blank)
-    if _number(block[148:156]) not in (sum(blank), signed):
+    if _read_number(block[148:156]) not in (sum(blank), signed):
         where = f"damaged at byte {position}" if position else "no tar file"
         raise HeldError(f"the archive is {where}")
 
 
 def _number(raw: bytes) -> int:
-    """A number in a tar header: octal digits, or base 256 where the first bit is set."""
+    number = _read_number(raw)
+    if number is None:
+        raise HeldError("the archive has a damaged header")
+    return number
+
+
+def _read_number(raw: bytes) -> int | None:
+    """A number in a tar header: octal digits, or base 256 where the first bit is set. None if it is neither."""
     if raw[0] == 0x80:
         return int.from_bytes(raw[1:], "big")
     digits = raw.strip(b" \0")
-    if not re.fullmatch(rb"[0-7]*", digits):
-        raise HeldError("the archive has a damaged header")
-    return int(digits or b"0", 8)
+    return int(digits or b"0", 8) if re.fullmatch(rb"[0-7]*", digits) else None
 
 
 def _header_name(block: bytes) -> str:
