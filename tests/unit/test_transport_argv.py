@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-
 from clr_client.errors import TransportError
 from clr_client.settings import Peer
 from clr_client.transport import Link

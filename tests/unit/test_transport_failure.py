@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_transport_argv import LINK
-
 from clr_client.errors import HostKeyError, TransportError
 from clr_client.transport import rsync_warning
 from clr_client.transport.failure import failure
 from clr_client.transport.runner import Ended, printable
+from test_transport_argv import LINK
 
 OLD, NEW, OWN = (f"SHA256:{letter * 43}" for letter in "onk")
 

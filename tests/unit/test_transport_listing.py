@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from clr_client.errors import TransportError
 from clr_client.files import FileInfo
 from clr_client.transport.listing import ListingParser, unescape
+from hypothesis import given
+from hypothesis import strategies as st
 
 TOP = b"drwxr-xr-x        4096 2026/11/21 22:19:21 .\n"
 MOMENT = 1795299561
@@ -87,7 +87,7 @@ def test_escapes_as_rsync_prints_them(printed: bytes, meant: bytes) -> None:
 def test_it_does_not_matter_where_the_output_is_cut_into_pieces(cuts: list[int]) -> None:
     whole = TOP + entry(rb"b/new\#012line") + entry(b"b/ lead") + entry(b"c", kind=b"l") + entry(b"d")
     edges = sorted({0, len(whole), *(cut % len(whole) for cut in cuts)})
-    pieces = [whole[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [whole[start:end] for start, end in itertools.pairwise(edges)]
     assert parse(*pieces) == parse(whole)
     assert [file.path for file in parse(whole)] == ["b/ lead", "b/new\nline", "d"]
 

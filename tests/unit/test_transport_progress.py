@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from clr_client.transport import Progress
 from clr_client.transport.progress import ProgressParser, Started
 

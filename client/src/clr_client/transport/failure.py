@@ -20,6 +20,7 @@ _CHANGED = re.compile(r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* h
 _UNKNOWN = re.compile(r"No \S+ host key is known for|Host key verification failed")
 _SHOWN_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _REFUSED_BY_RRSYNC = re.compile(r"rrsync error:")
+_NO_SSH = re.compile(r"Failed to exec ssh")
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 
 
@@ -37,6 +38,8 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
         return TransportError(
             f"the server {peer} refuses: {_last(ended.stderr)}", "Look at the server's log", retryable=False
         )
+    if _NO_SSH.search(text):
+        return TransportError("ssh is not installed", "Install it", retryable=False)
     if _NO_SPACE.search(text):
         return TransportError(
             f"the library volume is full: {_last(ended.stderr)}",
