@@ -52,17 +52,21 @@ make_account() {
     id "$account" >/dev/null 2>&1 || fail "CLR_ACCOUNT=$account: allowed is an account of this machine"
 }
 
+save() { # FILE UMASK: writes the host key that stands on its input, whole or not at all
+    # shellcheck disable=SC2016 # the inner shell's own variables
+    as_owner "$host_keys" sh -c 'umask "$2" && cat >"$1.new" && mv -f "$1.new" "$1"' sh "$1" "$2" ||
+        fail "$host_keys: the new host keys cannot be saved here; the folder's owner must be allowed to write"
+}
+
 # Made once and kept on their volume, so that clients can pin them; sshd reads copies of its own.
 load_host_key() { # TYPE BITS
     name=ssh_host_$1_key
     if ! as_owner "$host_keys" test -e "$host_keys/$name"; then
         rm -f "$run/$name" "$run/$name.pub"
         ssh-keygen -q -t "$1" -b "$2" -N '' -C clr-server -f "$run/$name"
-        for file in "$name.pub" "$name"; do # the private one last: a start that is cut short makes both anew
-            # shellcheck disable=SC2016 # $1 belongs to the inner shell
-            as_owner "$host_keys" sh -c 'umask 077 && cat >"$1.new" && mv -f "$1.new" "$1"' sh "$host_keys/$file" <"$run/$file" ||
-                fail "$host_keys: the new host keys cannot be saved here; the folder's owner must be allowed to write"
-        done
+        # The private key last, so that a start that is cut short makes both anew.
+        save "$host_keys/$name.pub" 022 <"$run/$name.pub"
+        save "$host_keys/$name" 077 <"$run/$name"
         say "host key: made $host_keys/$name"
     fi
     rm -f "$run/$name"
@@ -90,7 +94,7 @@ authorize_keys() {
             say "key $file: NOT accepted: cannot be read; make it readable for the owner of its folder"
             continue
         fi
-        [ -s "$run/key" ] || say "key $file: NOT accepted: the file is empty"
+        grep -q '^[[:space:]]*[^[:space:]#]' "$run/key" || say "key $file: NOT accepted: there is no key in it"
         remark=
         [ -z "$(tail -c 1 "$run/key")" ] || remark="$remark, no newline at its end (harmless)"
         ! grep -q "$(printf '\r')" "$run/key" || remark="$remark, Windows line ends left out (harmless)"
@@ -98,7 +102,7 @@ authorize_keys() {
             case $type in '' | '#'*) continue ;; esac
             if reason=$(refusal "$type" "$blob" "$comment"); then
                 say "key $file: NOT accepted: $reason"
-                continue
+                case $type in ssh-* | ecdsa-* | sk-*) continue ;; *) break ;; esac # the next line may be a good key, or more of the same
             fi
             site=$(printf '%s' "${comment:-${file%.pub}}" | LC_ALL=C tr -c 'A-Za-z0-9._@-' '_' | cut -c1-64)
             printf 'restrict,command="%s %s %s %s" %s %s\n' "$(in_command "$here/serve-library")" \
@@ -144,7 +148,7 @@ report_rsync() {
     say "rsync $version (package ${package:-none})"
     dpkg --compare-versions "${version#v}" lt 3.5.0 || return 0
     case $package in
-    *+deb[0-9]*u[0-9]* | *ubuntu*) ;; # the distribution's security team has been at it
+    *+deb[0-9]*u[0-9]* | *ubuntu*.[0-9]*) ;; # the distribution's security team has been at it
     *) say "warning: rsync $version is older than 3.5.0, whose fixes keep a client inside the library; rebuild the image with updates" ;;
     esac
 }
@@ -169,11 +173,15 @@ known=$(key_files -printf '%P %s %T@ %C@ %i\n')
 authorize_keys
 trouble=$("$here/healthcheck" library) || say "warning: $trouble"
 
-# Sessions write their lines into a fifo, because they may not write to this process's output; sshd does too.
+# Sessions write their lines into a fifo, because they may not write to this process's output; so does sshd, whose many
+# words about an ordinary visit, the healthcheck's among them, are left out.
 rm -f "$run/log"
 mkfifo -m 622 "$run/log"
 exec 3<>"$run/log"
-LC_ALL=C grep -a --line-buffered -v '^Connection \(closed\|reset\) by 127\.0\.0\.1 port [0-9]* \[preauth\].\?$' <&3 &
+LC_ALL=C grep -aEv --line-buffered \
+    -e '^(Connection from|Accepted key|Postponed publickey for|User child is on pid|Starting session:|Close session:) ' \
+    -e '^(Received disconnect from .*:11: disconnected by|Disconnected from) user' \
+    -e '^(Transferred: sent|Closing connection to|Connection (closed|reset) by 127\.0\.0\.1) ' <&3 &
 reader=$!
 
 set -- -f "$here/sshd_config" -p "$port" -o "AuthorizedKeysFile=\"$run/authorized_keys\"" \
@@ -195,11 +203,13 @@ pause=
 # shellcheck disable=SC2317 # reached by the trap
 stop() {
     say 'stopping: running transfers end, the sites take them up again'
-    kill "$sshd" "$reader" ${pause:+"$pause"} 2>/dev/null || true
+    kill "$sshd" ${pause:+"$pause"} 2>/dev/null || true
+    wait "$sshd" || true
+    kill "$reader" || true
     exit 0
 }
 trap stop TERM INT
-say "serving $library to up to $sessions sites at once on port $port"
+say "serving $library on port $port; $sessions sites may log in at the same moment"
 
 # Removing a key's file shuts its site out within seconds, adding one lets it in; transfers that run are not cut off.
 while kill -0 "$sshd" 2>/dev/null; do

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import socket
@@ -41,7 +42,7 @@ def free_port() -> int:
 
 
 def make_key(path: Path, *options: str, comment: str = "test-site") -> Path:
-    """Make a key pair at ``path`` and ``path``.pub, without a passphrase; ed25519 unless ``options`` differ."""
+    """Make a key pair at ``path`` and ``path``.pub, without a passphrase; ed25519 by default."""
     argv = ["ssh-keygen", "-q", "-N", "", "-C", comment, "-f", str(path), *(options or ("-t", "ed25519"))]
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
     return path
@@ -74,7 +75,8 @@ class Server:
 
     ``keys`` are public key files to let in; without any, a key of its own is made: ``identity``.
     ``key_folder`` is what the container has at /home/syncer/.ssh, ``host_key_folder`` the host keys' volume,
-    ``log`` what ``docker logs`` would show. ``environment`` adds variables or, with None, takes one away.
+    ``log`` what ``docker logs`` would show. ``environment`` adds variables or, with None, takes one away;
+    ``wrapper`` is a command to start the entrypoint with.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class Server:
         keys: Sequence[Path] | None = None,
         environment: Mapping[str, str | None] | None = None,
         fresh_host_keys: bool = False,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.library = library
+        self.wrapper = wrapper
         self.host = "127.0.0.1"
         self.port = port or free_port()
         account = pwd.getpwuid(os.getuid())
@@ -137,15 +141,14 @@ class Server:
         files = [self.host_key_folder / f"ssh_host_{kind}_key" for kind in ("ed25519", "rsa")]
         argvs = [["ssh-keygen", "-lf", str(file)] for file in files]
         return tuple(
-            subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[1]
-            for argv in argvs
+            subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[1] for argv in argvs
         )
 
     def start(self) -> Self:
         """Start the entrypoint and wait until sshd greets; AssertionError with its log when it ends."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(SERVER / "entrypoint.sh")],
+                [*self.wrapper, str(SERVER / "entrypoint.sh")],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -197,22 +200,17 @@ class Server:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def ssh(self, *options: str, identity: Path | None = None) -> list[str]:
-        """The ssh command to it, without a destination: for ``rsync -e`` and for tests."""
+        """The ssh command to it, whatever the host name that follows."""
         return [
-            *(
-                "ssh",
-                "-F",
-                "none",
-                "-o",
-                "BatchMode=yes",
-                "-o",
-                "IdentitiesOnly=yes",
-                "-o",
-                "ConnectTimeout=10",
-            ),
+            *("ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"),
+            *("-o", "ConnectTimeout=10", "-o", f"HostName={self.host}"),
             *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"),
             *("-i", str(identity or self.identity), "-p", str(self.port), "-l", self.user, *options),
         ]
+
+    def rsync(self, *words: str, identity: Path | None = None) -> list[str]:
+        """An rsync command through it; any host name in ``words`` leads to it."""
+        return ["rsync", "-e", shlex.join(self.ssh(identity=identity)), *words]
 
 
 def _is_locked(account: str) -> bool:
