@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from clr_client.errors import GuardError, LockedError, TransportError
-
 from support.server import Server
 from support.site import Site
 from support.templates import fake_template

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clr_client import settings as clr_settings
@@ -13,6 +12,8 @@ from clr_client.store import Store
 from clr_client.sync import synchronise
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from clr_client.reporting.status import Report
 
     from support.server import Server

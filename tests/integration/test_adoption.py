@@ -1,0 +1,159 @@
+"""A directory that the original Content Library Rsync left is taken over with its identity; nothing crosses again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+from clr_client.errors import ManifestError, StoreError, TransportError
+from support.server import Server
+from support.site import Site
+from support.templates import fake_template
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def leave_original(folder: Path, version: int = 7) -> dict[str, str]:
+    """Write the manifests that the original would have left for the templates in ``folder``; return ids by name."""
+    ids, items = {}, []
+    for item in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+        ids[item.name] = f"urn:uuid:{uuid.uuid4()}"
+        files = [
+            {
+                "name": file.name,
+                "size": file.stat().st_size,
+                "etag": hashlib.md5(file.read_bytes()).hexdigest(),
+                "hrefs": [f"{item.name}/{file.name}"],
+            }
+            for file in sorted(item.iterdir())
+        ]
+        document = {
+            "created": "2023-02-21T15:46Z",
+            "description": "",
+            "version": str(version),
+            "files": files,
+            "id": ids[item.name],
+            "name": item.name,
+            "metadata": [{"key": "type-metadata", "value": "{'id': 'single quotes'}", "type": "String"}],
+            "properties": {},
+            "selfHref": f"{item.name}/item.json",
+            "type": "vcsp.ovf",
+            "contentVersion": "1",
+        }
+        (item / "item.json").write_text(json.dumps(document))
+        items.append(document)
+    library = {
+        "vcspVersion": "2",
+        "version": str(version + 3),
+        "contentVersion": "1",
+        "name": "Library",
+        "id": f"urn:uuid:{uuid.uuid4()}",
+        "created": "2022-08-07T20:14Z",
+        "capabilities": {"transferIn": ["httpGet"], "transferOut": ["httpGet"]},
+        "itemsHref": "items.json",
+    }
+    ids[""] = str(library["id"])
+    (folder / "items.json").write_text(json.dumps({"items": items}))
+    (folder / "lib.json").write_text(json.dumps(library))
+    return ids
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    folder = tmp_path / "primary"
+    for name in ("Template_1", "Template_2", "items"):
+        fake_template(folder / name, disk_bytes=100_000)
+    return folder
+
+
+@pytest.fixture
+def server(library: Path, tmp_path: Path) -> Iterator[Server]:
+    with Server(library, tmp_path / "server") as running:
+        yield running
+
+
+@pytest.fixture
+def site(server: Server, library: Path, tmp_path: Path) -> Site:
+    site = Site(tmp_path / "site", server)
+    shutil.copytree(library, site.library, copy_function=shutil.copy2)
+    return site
+
+
+def test_ids_stay_versions_grow_and_no_content_crosses_the_line(site: Site) -> None:
+    ids = leave_original(site.library)
+    report = site.sync()
+    assert report.result == "success"
+    assert (report.planned_bytes, report.literal_bytes) == (0, 0)
+    assert site.document()["id"] == ids.pop("")
+    assert int(site.document()["version"]) > 10
+    assert site.ids() == ids
+    assert all(int(version) > 7 for version in site.versions().values())
+
+
+def test_hex_etags_become_decimal_ones(site: Site) -> None:
+    leave_original(site.library)
+    site.sync()
+    for item in site.document("items.json")["items"]:
+        assert len({file["etag"] for file in item["files"]}) == 1
+        assert all(file["etag"].isdecimal() and isinstance(file["generationNum"], int) for file in item["files"])
+
+
+def test_the_library_is_served_even_when_the_server_cannot_be_reached(site: Site) -> None:
+    ids = leave_original(site.library)
+    with pytest.raises(TransportError):
+        site.sync(SYNC_PORT="1")
+    assert site.document()["id"] == ids[""]
+    assert site.versions().keys() == {"Template_1", "Template_2", "items"}
+
+
+def test_an_interrupted_adoption_is_finished_by_the_next_start(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = leave_original(site.library)
+    moving = site.library / ".adopting"
+    moving.mkdir()
+    (site.library / "lib.json").rename(moving / "lib.json")
+    (site.library / "Template_2").rename(moving / "Template_2")
+    report = site.sync()
+    assert report.planned_bytes == 0
+    assert site.document()["id"] == ids[""]
+    assert site.versions().keys() == {"Template_1", "Template_2", "items"}
+
+
+def test_truncated_items_json_keeps_the_ids_from_the_item_manifests(site: Site) -> None:
+    ids = leave_original(site.library)
+    (site.library / "items.json").write_text((site.library / "items.json").read_text()[:40])
+    site.sync()
+    assert site.document()["id"] == ids.pop("")
+    assert site.ids() == ids
+
+
+def test_a_damaged_lib_json_is_refused_with_a_remedy_and_nothing_is_lost(site: Site) -> None:
+    leave_original(site.library)
+    (site.library / "lib.json").write_text('{"vcspVersion": "2", "ver')
+    for _ in range(2):
+        with pytest.raises(ManifestError, match="backup"):
+            site.sync()
+    assert (site.store.mirror / "Template_1" / "item.json").is_file()
+    assert not site.store.current.exists()
+
+
+def test_a_folder_with_foreign_files_is_refused(server: Server, tmp_path: Path) -> None:
+    site = Site(tmp_path / "other", server)
+    (site.library / "Documents").mkdir(parents=True)
+    (site.library / "Documents" / "letter.txt").write_text("dear")
+    with pytest.raises(StoreError, match="Documents"):
+        site.sync()
+    assert (site.library / "Documents" / "letter.txt").read_text() == "dear"
+    assert not site.store.mirror.exists()
+
+
+def test_templates_put_into_the_mirror_by_hand_are_not_fetched(server: Server, library: Path, tmp_path: Path) -> None:
+    site = Site(tmp_path / "other", server)
+    shutil.copytree(library, site.store.mirror, copy_function=shutil.copy2)
+    report = site.sync()
+    assert (report.planned_bytes, len(report.added)) == (0, 3)
