@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+import tracemalloc
 
 import pytest
 from clr_client.content.digests import DigestCache, hash_file, read_small
@@ -45,6 +46,17 @@ def test_an_unchanged_file_is_never_opened_again_also_not_by_the_next_run(tmp_pa
     cache = DigestCache.load(tmp_path / "cache")
     monkeypatch.setattr(os, "open", None)
     assert hash_file(tmp_path / "f", {"sha256"}, cache) == first
+
+
+def test_a_large_file_is_hashed_in_little_memory(tmp_path):
+    (tmp_path / "f").touch()
+    os.truncate(tmp_path / "f", 128 << 20)
+    tracemalloc.start()
+    try:
+        hash_file(tmp_path / "f", {"sha256"}, DigestCache())
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_further_algorithm_is_added_to_what_is_known(tmp_path, reads):

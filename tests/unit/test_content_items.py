@@ -164,6 +164,8 @@ def test_two_metadata_files_that_differ_by_case_are_a_problem():
         ("_clr", "reserved"),
         ("lib.json/a.ovf", "reserved"),
         ("items.json/x/a.ovf", "reserved"),
+        ("a/item.json/b.ovf", 'the name "item.json" is reserved'),
+        ("a/Item.JSON/b/c.ovf", "reserved"),
         (" /a.ovf", "is empty"),
     ],
 )

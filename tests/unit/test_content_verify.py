@@ -152,7 +152,7 @@ def test_two_envelopes_in_one_folder_hold_it(tmp_path):
 
 def test_a_loose_envelope_at_the_top_is_held_with_the_advice_to_give_it_a_folder(tmp_path):
     write(tmp_path, **{"vm.ovf": envelope("vm", {"vm.vmdk": 1}), "vm.vmdk": b"1"})
-    assert refusal(tmp_path, "vm.ovf") == "vm.vmdk is referenced but not there. A template needs a folder of its own"
+    assert refusal(tmp_path, "vm.ovf") == "vm.vmdk is referenced but not there (a template needs a folder of its own)"
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "sha384", "sha512"])

@@ -24,8 +24,10 @@ MAX_DEPTH = 32
 # Dotfiles and dotfolders, also rsync's temporary files; manifests, which are ours to write; what ext4 and
 # VMware leave behind.
 _IGNORED = re.compile(r"(?:^|/)(?:\.|lost\+found(?:/|\Z)|(?:lib|items|item)\.json\Z)|\.lck(?:/|\Z)", re.IGNORECASE)
-# Folders at the top whose human path would hide what the generation itself holds there.
-_RESERVED = frozenset({"_items", "_clr", "lib.json", "items.json"})
+# Folders at the top whose human path would hide what a generation itself holds there, and anywhere what it holds
+# beside an item's files.
+_RESERVED_AT_TOP = frozenset({"_items", "_clr", "lib.json", "items.json"})
+_RESERVED = "item.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +122,11 @@ def _item(key: str, files: tuple[FileInfo, ...], metadata: list[FileInfo], notes
 
 
 def _problem(key: str, files: tuple[FileInfo, ...]) -> str | None:
-    top = key.partition("/")[0]
-    if fold(top) in _RESERVED:
-        return f'the name "{printable(top)}" at the top of a library is reserved'
+    segments = fold(key).split("/")
+    if segments[0] in _RESERVED_AT_TOP:
+        return f'the name "{segments[0]}" at the top of a library is reserved'
+    if _RESERVED in segments:
+        return f'the name "{_RESERVED}" is reserved'
     for path in (key, *(file.path for file in files)):
         if (reason := flaw(path)) is not None:
             return f'the name "{printable(path)}" {reason}'

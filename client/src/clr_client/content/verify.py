@@ -224,7 +224,7 @@ def _ovf_item(item: SourceItem, envelopes: list[FileInfo], reader: _Reader) -> _
         ovf.resolve(envelope, sizes)
     except HeldError as error:
         if "/" not in item.key and item.key == descriptor.path:
-            raise HeldError(error.message, "A template needs a folder of its own") from error
+            raise HeldError(f"{error.message} (a template needs a folder of its own)") from error
         raise
     digests = reader.hashed(item.files, algorithms)
     warnings = () if manifest is None else checksums.compare(listed, digests, manifest.name)
