@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from zoneinfo import ZoneInfo
 
 import click
@@ -57,8 +57,10 @@ class _Text(click.ParamType):  # type: ignore[type-arg]  # generic in some relea
     """A type whose errors say what is allowed."""
 
     allowed = "any text"
+    hidden = False
+    """Whether values must not be shown, not even bad ones."""
 
-    def refuse(self) -> None:
+    def refuse(self) -> NoReturn:
         raise click.BadParameter(self.allowed)
 
 
@@ -107,15 +109,15 @@ class Duration(_Text):
     """A length of time: seconds, or a number with s, m, h or d."""
 
     name = "duration"
-    allowed = "seconds, or a number with s, m, h or d, such as 90, 15m, 6h or 2d"
+    allowed = "seconds, or a number with s, m, h or d, such as 90, 15m, 6h or 2d; at most 3650d"
     units: ClassVar = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    longest = timedelta(days=3650)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:  # noqa: ANN401, ARG002
         """Read a duration."""
         match = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value).strip().lower())
-        if match is None:
+        if match is None or int(match[1]) * self.units[match[2]] > self.longest.total_seconds():
             self.refuse()
-            raise AssertionError
         return timedelta(seconds=int(match[1]) * self.units[match[2]])
 
 
@@ -123,13 +125,21 @@ class Bandwidth(_Text):
     """rsync's --bwlimit, per second: KiB without a suffix, 0 for no limit."""
 
     name = "rate"
-    allowed = "0 for no limit, or a rate as rsync takes it: 500 (KiB/s), 800k, 1.5m"
+    allowed = "0 for no limit, or a rate as rsync takes it: 500 (KiB/s), 800k, 1.5m; at least 0.5k"
+    least = 512
+    """rsync refuses what is below this many bytes per second and not 0."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
         """Read a rate; it goes to rsync as it is."""
-        if not re.fullmatch(r"\d{1,9}(\.\d{1,3})?([kmg]i?b?)?", str(value).strip().lower()):
+        text = str(value).strip().lower()
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)(?:([kmg])(i?b)?)?", text)
+        if match is None:
             self.refuse()
-        return str(value).strip().lower()
+        unit = 1000 if match[3] == "b" else 1024
+        rate = float(match[1]) * unit ** (" kmg".index(match[2]) if match[2] else 1)
+        if 0 < rate < self.least:
+            self.refuse()
+        return text
 
 
 class Limit(_Text):
@@ -143,7 +153,6 @@ class Limit(_Text):
         match = re.fullmatch(r"(\d{1,9})(%?)", str(value).strip())
         if match is None or (match[2] and int(match[1]) > 100):
             self.refuse()
-            raise AssertionError
         return DeleteLimit(int(match[1]), percent=bool(match[2]))
 
 
@@ -171,14 +180,14 @@ class Peers(_Text):
         return tuple(self._peer(word) for word in re.split(r"[,\s]+", value.strip()) if word)
 
     def _peer(self, word: str) -> tuple[str, int | None]:
-        bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\](?::(\d{1,5}))?", word)
+        address = r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?"
+        if re.fullmatch(address, word) and _is_ipv6(word):
+            return word, None
+        bracketed = re.fullmatch(rf"\[({address})\](?::(\d{{1,5}}))?", word)
         plain = re.fullmatch(r"([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?)(?::(\d{1,5}))?", word)
         match = bracketed or plain
-        if match is None and _is_ipv6(word):
-            return word, None
         if match is None or (bracketed and not _is_ipv6(match[1])):
             self.refuse()
-            raise AssertionError
         port = int(match[2]) if match[2] else None
         if port is not None and not 1 <= port <= 65535:
             self.refuse()
@@ -214,7 +223,6 @@ class Zone(_Text):
             return ZoneInfo(value.strip().removeprefix(":"))
         except (ValueError, OSError, KeyError):
             self.refuse()
-            raise AssertionError from None
 
 
 class Cron(_Text):
@@ -242,7 +250,25 @@ class Label(_Text):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
         """Read a text."""
-        if not self.low <= len(value) <= self.high or not (value.isprintable() or value == ""):
+        if not self.low <= len(value) <= self.high or not value.isprintable():
+            self.refuse()
+        return str(value)
+
+
+class Password(_Text):
+    """A password that bcrypt can take whole."""
+
+    name = "text"
+    hidden = True
+    allowed = "up to 72 bytes, no control characters"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
+        """Read a password; empty is none."""
+        try:
+            is_fit = len(value.encode()) <= 72
+        except UnicodeEncodeError:
+            is_fit = False
+        if not is_fit or (value and not value.isprintable()):
             self.refuse()
         return str(value)
 
@@ -389,9 +415,9 @@ class Settings:
     library_name: str = _setting(Label(1, 80), "Library", "Name of the library in its manifest.", group="Library")
     library_browse: bool = _setting(Truth(), "false", "Let people list folders in a browser.", group="Library")
     library_password: str = _setting(
-        Label(0, 72),
+        Password(),
         "",
-        "Password of the library, user `vcsp`. Empty: no password asked. Bcrypt takes 72 bytes.",
+        "Password of the library, user `vcsp`. Empty: no password asked.",
         group="Library",
         secret=True,
     )
@@ -464,46 +490,53 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
     for field in dataclasses.fields(Settings):
         variable = field.name.upper()
         text = _lookup(environ, variable, secret=field.metadata["secret"], warnings=warnings)
-        if not text and field.type != "str":
-            text = field.metadata["default"]
-        values[field.name] = _convert(variable, field.metadata, field.metadata["default"] if text is None else text)
+        values[field.name] = _convert(variable, field.metadata, text or field.metadata["default"])
     settings = Settings(**values)
+    _check_together(settings)
+    return settings, warnings + _misspelt(environ)
+
+
+def _check_together(settings: Settings) -> None:
     if settings.tls_custom_cert and settings.tls_internal:
         raise SettingsError("TLS_INTERNAL=true and TLS_CUSTOM_CERT=true exclude each other; set one of them")
     if settings.tls_internal and not settings.tls_name:
         raise SettingsError("TLS_INTERNAL=true needs TLS_NAME, the name that the certificate is for")
     if settings.tls_custom_cert and not settings.tls_name:
         raise SettingsError("TLS_CUSTOM_CERT=true needs TLS_NAME, the name that the certificate is for")
-    return settings, warnings + _misspelt(environ)
+    if settings.tls_name and settings.http_port == settings.https_port:
+        raise SettingsError(f"HTTP_PORT and HTTPS_PORT are both {settings.http_port}; allowed: two different ports")
 
 
-def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings: list[str]) -> str | None:
-    text = environ.get(variable)
+def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings: list[str]) -> str:
+    text = environ.get(variable, "")
     for old, new in ALIASES.items():
         if new == variable and old in environ:
-            if text is None:
+            if text:
+                warnings.append(f"{old} is ignored, because {new} is set")
+            else:
                 warnings.append(f"{old} is an old name; rename it to {new}")
                 text = environ[old]
-            else:
-                warnings.append(f"{old} is ignored, because {new} is set")
     file = environ.get(f"{variable}_FILE") if secret else None
     if not file:
         return text
     if text:
         raise SettingsError(f"{variable} and {variable}_FILE are both set; keep one of them")
     try:
-        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(file).read_text(encoding="utf-8").strip("\ufeff").rstrip("\r\n")
+    except (OSError, ValueError) as error:
         raise SettingsError(
             f"{variable}_FILE={file!r} cannot be read ({error}); allowed: a readable text file"
         ) from None
+    if not text:
+        raise SettingsError(f"{variable}_FILE={file!r} is empty; allowed: a file that holds the value")
+    return text
 
 
 def _convert(variable: str, metadata: Mapping[str, Any], text: str) -> Any:  # noqa: ANN401
     try:
         return metadata["type"].convert(text, None, None)
     except click.BadParameter as error:
-        shown = "***" if metadata["secret"] else repr(text)
+        shown = "***" if metadata["type"].hidden else repr(text)
         raise SettingsError(f"{variable}={shown} cannot be used; allowed: {error.message}") from None
 
 
