@@ -2,17 +2,18 @@
 
 rsync takes the file at the target's own path as basis, else the one at the same path below ``basis/``. So:
 
-- for a file that is new by name, ``basis/`` gets a hard link to its likeliest predecessor (a template rebuilt under a new
-  folder name);
+- for a file that is new by name, ``basis/`` gets a hard link to its likeliest predecessor (a template rebuilt under a
+  new folder name);
 - for a file whose transfer was cut, what had arrived is joined with the old version and takes the target's place in the
   mirror. rsync alone would use the partial file *instead of* the old version and fetch again what the old version has.
   ``basis/`` keeps the old version, so that the next cut can be joined with it.
 
-``basis/`` is thrown away when all files have arrived.
+``basis/`` is thrown away when all files have arrived. All of this only spares the line: what fails is left out.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from difflib import SequenceMatcher
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
 
     from clr_client.files import FileInfo
 
+log = logging.getLogger("clr.seed")
+
 LEAST_SIZE = 64 * 1024
 """Files below this many bytes are not worth a search."""
 LEAST_LIKENESS = 0.6
-MOST_COMPARISONS = 200_000
+MOST_COMPARISONS = 50_000
+"""A few seconds' work."""
+COMPARED = 200
+"""Characters of a path, from its end, that are compared."""
 NEVER = 1
 """Modification time (seconds since the epoch) of joined files: no template's, so that none is taken for complete."""
 
@@ -50,9 +56,12 @@ def predecessors(wanted: Iterable[FileInfo], have: Mapping[str, FileInfo]) -> di
     for file in candidates:
         by_name.setdefault(file.name, []).append(file.path)
         by_suffix.setdefault(file.suffix, []).append(file.path)
-    thorough = len(new) * len(candidates) <= MOST_COMPARISONS
+    comparisons = MOST_COMPARISONS
     for file in new:
-        likely = by_name.get(file.name) or (by_suffix.get(file.suffix, []) if thorough else [])
+        likely = by_name.get(file.name) or by_suffix.get(file.suffix, [])
+        comparisons -= len(likely)
+        if comparisons < 0:
+            break
         likeness, path = max(((_likeness(file.path, path), path) for path in likely), default=(0.0, ""))
         if likeness >= LEAST_LIKENESS or path.rpartition("/")[2] == file.name:
             found[file.path] = path
@@ -60,7 +69,7 @@ def predecessors(wanted: Iterable[FileInfo], have: Mapping[str, FileInfo]) -> di
 
 
 def _likeness(one: str, other: str) -> float:
-    return SequenceMatcher(None, one, other, autojunk=False).ratio()
+    return SequenceMatcher(None, one[-COMPARED:], other[-COMPARED:], autojunk=False).ratio()
 
 
 def lay_out(older: Mapping[str, str], partials: Mapping[str, Path], mirror: Path, basis: Path) -> None:
@@ -71,30 +80,47 @@ def lay_out(older: Mapping[str, str], partials: Mapping[str, Path], mirror: Path
     """
     for path, predecessor in older.items():
         partial = partials.get(path)
-        old = basis / path
-        if (partial is not None or predecessor != path) and not old.exists():
-            old.parent.mkdir(parents=True, exist_ok=True)
-            link(mirror / predecessor, old)
-        if partial is not None:
-            _join(partial, old, mirror / path)
+        if partial is None and predecessor == path:
+            continue
+        target, old = mirror / path, basis / path
+        try:
+            if not (_is_joined(target) and old.is_file()):
+                old.parent.mkdir(parents=True, exist_ok=True)
+                old.unlink(missing_ok=True)
+                link(mirror / predecessor, old)
+            if partial is not None:
+                _join(partial, old, target)
+        except OSError as error:
+            log.warning("%s is fetched without an older version to build on: %s", path, error)
+
+
+def _is_joined(target: Path) -> bool:
+    """Whether the file in the mirror is what an earlier attempt joined, and not a version of the template."""
+    return target.is_file() and target.stat().st_mtime == NEVER
 
 
 def _join(partial: Path, old: Path, target: Path) -> None:
     """Make ``target`` the partial file followed by the old version, unless it holds more of the new file already."""
     if partial.stat().st_size > _joined_bytes(target, old):
         unfinished = old.with_name(f"{UNFINISHED}{old.name}")
-        with unfinished.open("wb") as joined:
-            for part in (partial, old):
-                with part.open("rb") as source:
-                    _append(source.fileno(), joined.fileno(), part.stat().st_size)
-        os.utime(unfinished, (NEVER, NEVER))
-        unfinished.rename(target)
+        try:
+            with unfinished.open("wb") as joined:
+                for part in (partial, old):
+                    with part.open("rb") as source:
+                        _append(source.fileno(), joined.fileno(), part.stat().st_size)
+            os.utime(unfinished, (NEVER, NEVER))
+            unfinished.rename(target)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
     partial.unlink()
 
 
 def _joined_bytes(target: Path, old: Path) -> int:
     """Return how much of the new file an earlier join put before the old version."""
-    return max(0, target.stat().st_size - old.stat().st_size) if target.is_file() and old.is_file() else 0
+    if not (_is_joined(target) and old.is_file()):
+        return 0
+    return max(0, target.stat().st_size - old.stat().st_size)
 
 
 def _append(source: int, target: int, size: int) -> None:
@@ -103,6 +129,8 @@ def _append(source: int, target: int, size: int) -> None:
         while size > 0 and (copied := os.copy_file_range(source, target, size)):
             size -= copied
     except OSError:
+        pass  # not on this file system, or not between these files
+    if size > 0:
         with os.fdopen(os.dup(source), "rb") as rest, os.fdopen(os.dup(target), "ab") as joined:
             shutil.copyfileobj(rest, joined)
 

@@ -1,0 +1,239 @@
+"""Basis files: which older file a new one is built from, and that nothing of a cut transfer is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from clr_client import seed
+from clr_client.files import FileInfo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+def files(*paths: str, size: int = MIB) -> dict[str, FileInfo]:
+    return {path: FileInfo(path, size, 1_700_000_000) for path in paths}
+
+
+def predecessor(wanted: str, *have: str, size: int = MIB) -> str | None:
+    return seed.predecessors(files(wanted, size=size).values(), files(*have)).get(wanted)
+
+
+def test_a_file_that_is_here_is_its_own_predecessor_whatever_its_size() -> None:
+    assert predecessor("a/b.ovf", "a/b.ovf", "a/c.ovf", size=10) == "a/b.ovf"
+
+
+def test_a_file_of_a_folder_renamed_by_date_grows_out_of_the_same_name_in_the_most_similar_folder() -> None:
+    have = ("ubuntu-2404-20260901/disk1.vmdk", "debian-12-20260901/disk1.vmdk", "windows/disk1.vmdk")
+    assert predecessor("ubuntu-2404-20261001/disk1.vmdk", *have) == have[0]
+    assert predecessor("debian-12-20261001/disk1.vmdk", *have) == have[1]
+
+
+def test_the_same_name_in_an_unlike_folder_is_still_better_than_nothing() -> None:
+    assert predecessor("brand-new/photon-disk1.vmdk", "z/photon-disk1.vmdk") == "z/photon-disk1.vmdk"
+
+
+def test_a_renamed_disk_grows_out_of_the_most_similar_one_of_the_same_suffix() -> None:
+    have = ("web-v1/web-v1-disk1.vmdk", "web-v1/web-v1-disk1.iso", "mail/mail.vmdk")
+    assert predecessor("web-v2/web-v2-disk1.vmdk", *have) == have[0]
+
+
+def test_a_file_that_resembles_nothing_here_has_no_predecessor() -> None:
+    assert predecessor("photon/photon.vmdk", "x/y.iso", "qqqqqqqq/zzzzzzzzzz.vmdk") is None
+    assert predecessor("photon/photon.vmdk") is None
+
+
+def test_small_files_are_not_searched_for_and_do_not_serve() -> None:
+    assert predecessor("b/x.ovf", "a/x.ovf", size=1000) is None
+    assert seed.predecessors(files("b/x.ovf").values(), files("a/x.ovf", size=1000)) == {}
+
+
+@pytest.mark.parametrize("name", ["disk1.vmdk", "disk{}.vmdk"])
+def test_a_library_of_thousands_of_new_disks_is_planned_in_seconds(name: str) -> None:
+    wanted = files(*(f"new-{number}/{name.format(number)}" for number in range(3000)))
+    have = files(*(f"old-{number}/{name.format(number)}" for number in range(3000)))
+    began = time.monotonic()
+    found = seed.predecessors(wanted.values(), have)
+    assert time.monotonic() - began < 20
+    assert set(found.values()) <= set(have)
+
+
+class Tree:
+    """A mirror with one file's old version and what a cut transfer left of its new version."""
+
+    def __init__(self, root: Path) -> None:
+        self.mirror, self.basis = root / "mirror", root / "basis"
+        self.target = self.mirror / "item" / "disk.vmdk"
+        self.partial = self.mirror / "item" / ".clr-partial" / "disk.vmdk"
+        self.old = self.basis / "item" / "disk.vmdk"
+        self.partial.parent.mkdir(parents=True)
+
+    def lay_out(self, predecessor: str = "item/disk.vmdk") -> None:
+        partials = {"item/disk.vmdk": self.partial} if self.partial.exists() else {}
+        seed.lay_out({"item/disk.vmdk": predecessor}, partials, self.mirror, self.basis)
+
+    def arrived(self, size: int = 10 * MIB) -> int:
+        partials = {"item/disk.vmdk": self.partial} if self.partial.exists() else {}
+        return seed.arrived_bytes([FileInfo("item/disk.vmdk", size, 5)], partials, self.mirror, self.basis)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+def test_without_a_partial_file_an_older_version_in_its_own_place_needs_nothing(tree: Tree) -> None:
+    tree.target.write_bytes(b"old")
+    tree.lay_out()
+    assert not tree.basis.exists()
+
+
+def test_a_new_name_gets_a_link_to_its_predecessor_and_the_mirror_stays(tree: Tree) -> None:
+    other = tree.mirror / "older" / "disk.vmdk"
+    other.parent.mkdir()
+    other.write_bytes(b"old")
+    tree.lay_out("older/disk.vmdk")
+    tree.lay_out("older/disk.vmdk")
+    assert tree.old.samefile(other)
+    assert not tree.target.exists()
+
+
+def test_what_arrived_is_joined_with_the_old_version_and_is_never_taken_for_the_whole_file(tree: Tree) -> None:
+    tree.target.write_bytes(b"old version")
+    published = tree.target.parent / "published"
+    os.link(tree.target, published)
+    tree.partial.write_bytes(b"new, beg")
+    tree.lay_out()
+    assert tree.target.read_bytes() == b"new, begold version"
+    assert int(tree.target.stat().st_mtime) == seed.NEVER
+    assert published.read_bytes() == b"old version"
+    assert tree.old.read_bytes() == b"old version"
+    assert not tree.partial.exists()
+    assert tree.arrived() == len(b"new, beg")
+
+
+def test_a_second_cut_that_got_further_replaces_what_was_joined_and_a_shorter_one_does_not(tree: Tree) -> None:
+    tree.target.write_bytes(b"old")
+    for kept in (b"0123", b"01", b"012345"):
+        tree.partial.write_bytes(kept)
+        tree.lay_out()
+    assert tree.target.read_bytes() == b"012345old"
+    tree.partial.write_bytes(b"0")
+    tree.lay_out()
+    assert tree.target.read_bytes() == b"012345old"
+    assert tree.arrived() == 6
+
+
+def test_a_new_version_that_came_between_two_cuts_is_not_taken_for_what_was_joined(tree: Tree) -> None:
+    tree.target.write_bytes(b"v1")
+    tree.partial.write_bytes(b"v2, cut")
+    tree.lay_out()
+    whole = tree.target.with_name("arrived")
+    whole.write_bytes(b"v2, which is much longer than v1")
+    whole.rename(tree.target)
+    assert tree.arrived() == 0
+    tree.partial.write_bytes(b"v3")
+    tree.lay_out()
+    assert tree.target.read_bytes() == b"v3v2, which is much longer than v1"
+    assert tree.arrived() == 2
+
+
+def test_a_joined_file_whose_basis_was_lost_still_serves(tree: Tree) -> None:
+    tree.target.write_bytes(b"old")
+    tree.partial.write_bytes(b"new")
+    tree.lay_out()
+    shutil.rmtree(tree.basis)
+    tree.partial.write_bytes(b"new 2")
+    tree.lay_out()
+    assert tree.target.read_bytes() == b"new 2newold"
+
+
+def test_a_new_file_that_was_cut_is_joined_with_its_predecessor(tree: Tree) -> None:
+    other = tree.mirror / "older" / "disk.vmdk"
+    other.parent.mkdir()
+    other.write_bytes(b"old")
+    tree.partial.write_bytes(b"new")
+    tree.lay_out("older/disk.vmdk")
+    assert tree.target.read_bytes() == b"newold"
+    assert other.read_bytes() == b"old"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(min_size=1, max_size=50), st.lists(st.binary(max_size=60), min_size=1, max_size=6))
+def test_nothing_that_arrived_is_ever_lost(
+    tmp_path_factory: pytest.TempPathFactory, old: bytes, cuts: list[bytes]
+) -> None:
+    tree = Tree(tmp_path_factory.mktemp("seed"))
+    tree.target.write_bytes(old)
+    best = b""
+    for cut in cuts:
+        tree.partial.write_bytes(cut)
+        tree.lay_out()
+        best = max(best, cut, key=len)
+        content = tree.target.read_bytes()
+        assert content.startswith(best) or len(content) - len(old) >= len(best)
+        assert content.endswith(old)
+        assert tree.arrived() == min(len(best), 10 * MIB)
+
+
+@pytest.mark.parametrize("answer", [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, 0])
+def test_joining_works_where_the_file_system_cannot_share_bytes(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    real = os.copy_file_range
+    calls = 0
+
+    def sometimes(source: int, target: int, count: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            return real(source, target, 3)
+        if answer:
+            raise OSError(answer, "no")
+        return 0
+
+    monkeypatch.setattr(os, "copy_file_range", sometimes)
+    tree.target.write_bytes(b"the old version")
+    tree.partial.write_bytes(b"what arrived")
+    tree.lay_out()
+    assert tree.target.read_bytes() == b"what arrivedthe old version"
+
+
+def test_a_full_volume_costs_the_old_version_but_neither_the_sync_nor_what_arrived(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    tree.target.write_bytes(b"old")
+    tree.partial.write_bytes(b"new")
+    tree.lay_out()
+    assert tree.target.read_bytes() == b"old"
+    assert tree.partial.read_bytes() == b"new"
+    assert [path.name for path in tree.basis.rglob(".new-*")] == []
+    assert "No space left" in caplog.text
+
+
+def test_a_folder_of_an_earlier_layout_in_the_way_does_not_stop_the_sync(tree: Tree) -> None:
+    tree.basis.mkdir()
+    (tree.basis / "item").write_bytes(b"a file, where a folder is needed now")
+    tree.target.write_bytes(b"old")
+    tree.partial.write_bytes(b"new")
+    tree.lay_out()
+    assert tree.partial.exists()
+
+
+def test_no_more_than_the_whole_file_counts_as_arrived(tree: Tree) -> None:
+    tree.partial.write_bytes(b"x" * 100)
+    assert tree.arrived(size=60) == 60
