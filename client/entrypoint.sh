@@ -42,17 +42,18 @@ copy() {
     fi
 }
 
-# ssh takes a private key only from a file that its user owns and nobody else may read.
-copy_keys() {
+# ssh takes a private key only from a file that its user owns and nobody else may read. It is id_syncer, or else the
+# first private key that is there.
+copy_key() {
     mkdir -p "$copies/keys"
-    for key in "$copies"/keys/id_*; do
-        [ -e "$keys/${key##*/}" ] || rm -f "$key"
-    done
-    for key in "$keys"/id_*; do
-        case $key in *.pub | */'id_*') continue ;; esac
-        copy "$key" "$copies/keys/${key##*/}" || say "$key: uid $(id -u) cannot read it; chown or chmod it on the host"
-    done
     export CLR_KEYS_DIR="$copies/keys"
+    for key in "$keys/id_syncer" "$keys"/id_*; do
+        case $key in *.pub) continue ;; esac
+        [ -e "$key" ] || continue
+        copy "$key" "$CLR_KEYS_DIR/id_syncer" || say "$key: uid $(id -u) cannot read it; chown or chmod it on the host"
+        return 0
+    done
+    rm -f "$CLR_KEYS_DIR/id_syncer"
 }
 
 copy_certs() {
@@ -76,13 +77,11 @@ copy_certs() {
 
 # Said once, when the container starts.
 report() {
-    case " $(echo "$copies"/keys/id_*) " in
-        *'/id_* ') say "$keys: no private key that can be read; put id_syncer there" ;;
-    esac
-    for key in "$copies"/keys/id_*; do
-        [ ! -e "$key" ] || as_account ssh-keygen -y -P '' -f "$key" >/dev/null 2>&1 ||
-            say "$keys/${key##*/}: not a private key that ssh can use here: wrong format, or locked with a passphrase"
-    done
+    if [ ! -e "$CLR_KEYS_DIR/id_syncer" ]; then
+        say "$keys: no private key that can be read; put id_syncer there"
+    elif ! as_account ssh-keygen -y -P '' -f "$CLR_KEYS_DIR/id_syncer" >/dev/null 2>&1; then
+        say "$key: not a private key that ssh can use here: wrong format, or locked with a passphrase"
+    fi
     for folder in "$library" "$data"; do
         as_account test -w "$folder" ||
             say "$folder: uid $uid cannot write there; mount it writable, and chown it to $uid on the host"
@@ -111,7 +110,7 @@ else
     (umask 077 && mkdir -p "$run") || die "$run: uid $uid cannot write there; mount a tmpfs on it"
     as_account() { "$@"; }
 fi
-copy_keys
+copy_key
 copy_certs
 [ "${1-}" != run ] || report
 
