@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 NOT_CHOSEN = "not chosen by SYNC_INCLUDE and SYNC_EXCLUDE"
+INCOMPLETE = "the server could not read all of its library"
 
 
 class Action(StrEnum):
@@ -123,11 +124,14 @@ def make_plan(
     plans = []
     for item in group(source):
         fetch = tuple(file for file in parts(item) if mirror.get(file.path) != file)
-        changed = mirrored.get(item.key) != item
-        plans.append(_plan_item(item, fetch, choice, here=item.key in here, changed=changed))
+        old = mirrored.get(item.key)
+        if item.key in here and not complete and old and _paths(old) - _paths(item):
+            plans.append(ItemPlan(item.key, Action.LEAVE, item, note=INCOMPLETE))
+        else:
+            plans.append(_plan_item(item, fetch, choice, here=item.key in here, changed=old != item))
     for key in here - {plan.key for plan in plans}:
         if not complete:
-            plans.append(ItemPlan(key, Action.LEAVE, note="the server could not read all of its library"))
+            plans.append(ItemPlan(key, Action.LEAVE, note=INCOMPLETE))
         elif not choice.delete:
             plans.append(ItemPlan(key, Action.LEAVE, note="gone at the server; SYNC_DELETE=false keeps it"))
         else:
@@ -151,6 +155,10 @@ def _plan_item(item: SourceItem, fetch: tuple[FileInfo, ...], choice: Choice, *,
     return ItemPlan(item.key, Action.UPDATE if changed else Action.KEEP, item, fetch)
 
 
+def _paths(item: SourceItem) -> set[str]:
+    return {file.path for file in parts(item)}
+
+
 def parts(item: SourceItem) -> tuple[FileInfo, ...]:
     """All files that have to be here before an item can be published, its metadata file included."""
     return (*item.files, item.metadata) if item.metadata else item.files
@@ -171,7 +179,7 @@ def guard(
     :param needed_bytes: what the volume must still take; ``free_bytes``: what it has.
     :raises GuardError: with the reason and the override.
     """
-    gone = [item for item in plan.having(Action.REMOVE) if item.source is None]
+    gone = plan.having(Action.REMOVE)
     if not any(item.source for item in plan.items) and not allow_deletes:
         raise GuardError(
             "the server's library is empty, so nothing was changed here",
@@ -180,8 +188,8 @@ def guard(
     if not limit.allows(len(gone), published) and not allow_deletes:
         names = ", ".join([*(item.key for item in gone[:SHOWN]), *(["..."] if len(gone) > SHOWN else [])])
         raise GuardError(
-            f"{len(gone)} of {published} items are gone at the server ({names}), more than SYNC_MAX_DELETE={limit}"
-            " allows, so nothing was changed here",
+            f"{len(gone)} of {published} items {_why(gone)} ({names}), more than SYNC_MAX_DELETE={limit} allows to"
+            " remove, so nothing was changed here",
             "If that is meant: clr sync --allow-deletes",
         )
     if needed_bytes > free_bytes:
@@ -190,3 +198,10 @@ def guard(
             " so nothing was fetched",
             "Make room, choose fewer items (SYNC_EXCLUDE), or lower LIBRARY_KEEP and LIBRARY_GRACE",
         )
+
+
+def _why(gone: Iterable[ItemPlan]) -> str:
+    notes = {item.note for item in gone}
+    if notes == {NOT_CHOSEN}:
+        return f"are {NOT_CHOSEN}"
+    return f"are gone at the server or {NOT_CHOSEN}" if NOT_CHOSEN in notes else "are gone at the server"
