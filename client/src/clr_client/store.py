@@ -22,7 +22,7 @@ import logging
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -105,9 +105,21 @@ class Store:
             for folder in (self.root, self.generations, *_subfolders(self.items)):
                 for left in folder.glob(f"{UNFINISHED}*"):
                     remove(left)
-            self._drop_trees(self._referenced(self.generation_numbers()))
+            self._drop_unreferenced(self.generation_numbers())
+            self._mend_current()
         except OSError as error:
             raise unusable(self.root, error) from error
+
+    def _mend_current(self) -> None:
+        """Point a lost ``current`` at the newest generation that can be read."""
+        if self.current_number() is not None:
+            return
+        for number in reversed(self.generation_numbers()):
+            with suppress(ManifestError):
+                self.read_generation(number)
+                log.warning("the link to the published generation was lost; %d is published again", number)
+                self._flip(number)
+                return
 
     def generation_numbers(self) -> tuple[int, ...]:
         """Numbers of the complete generations, oldest first."""
@@ -136,16 +148,9 @@ class Store:
         reasons = []
         for candidate in reversed(self.generation_numbers()):
             try:
-                library = self.read_generation(candidate)
+                return self.read_generation(candidate)
             except ManifestError as error:
                 reasons.append(str(error))
-            else:
-                log.warning(
-                    "the link to the published generation was lost; generation %d is published again",
-                    candidate,
-                )
-                self._flip(candidate)
-                return library
         if reasons:
             raise ManifestError(
                 f"no generation on the volume can be read ({'; '.join(reasons)})",
@@ -204,8 +209,10 @@ class Store:
         number = (numbers[-1] if numbers else 0) + 1
         texts = manifests(library)
         try:
+            current = self.current_number()
+            published = self._referenced([] if current is None else [current])
             for item in library.items:
-                if not self.tree(item).is_dir():
+                if (item.uuid, str(item.version)) not in published or not self.tree(item).is_dir():
                     if item.id not in sources:
                         raise StoreError(f"the files of {item.name!r} are gone from the volume", "Run: clr sync")
                     self._build_tree(item, texts.item[item.id], sources[item.id])
@@ -220,6 +227,7 @@ class Store:
 
         tree = self.tree(item)
         tree.parent.mkdir(exist_ok=True)
+        remove(tree)
         unfinished = tree.with_name(UNFINISHED + tree.name)
         unfinished.mkdir()
         if source.unpack:
@@ -268,12 +276,18 @@ class Store:
                 remove(doomed)
             else:
                 kept.add(number)
-        self._drop_trees(self._referenced(kept))
+        self._drop_unreferenced(kept)
 
     def _referenced(self, numbers: Iterable[int]) -> set[tuple[str, str]]:
         return {(item.uuid, str(item.version)) for number in numbers for item in self.read_generation(number).items}
 
-    def _drop_trees(self, referenced: set[tuple[str, str]]) -> None:
+    def _drop_unreferenced(self, numbers: Iterable[int]) -> None:
+        """Remove the trees that no generation of these refers to; none while one of them cannot be read."""
+        try:
+            referenced = self._referenced(numbers)
+        except ManifestError as error:
+            log.warning("%s; no item tree is removed until it is pruned", error)
+            return
         for folder in _subfolders(self.items):
             for tree in _subfolders(folder):
                 if (folder.name, tree.name) not in referenced:
