@@ -166,6 +166,9 @@ def test_a_small_file_over_its_limit_is_not_read(tmp_path, monkeypatch):
         read_small(tmp_path / "f", 1024)
 
 
+HEADER = b'"content-library-rsync digests 1"\n'
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -173,16 +176,15 @@ def test_a_small_file_over_its_limit_is_not_read(tmp_path, monkeypatch):
         b"{",
         b"[]",
         b"null",
-        b"5",
-        b"{}",
-        b'{"format": 2, "files": {}}',
-        b'{"format": 1}',
-        b'{"format": 1, "files": []}',
-        b'{"format": 1, "files": {"/f": [1, 2]}}',
-        b'{"format": 1, "files": {"/f": [1, 2, "x", {}]}}',
-        b'{"format": 1, "files": {"/f": [1, 2, 3, {"sha256": 4}]}}',
-        b'{"format": 1, "files": {"/f": [1, 2, 3, []]}}',
-        b"[" * 100_000,
+        b'"content-library-rsync digests 2"\n["/f", "1 2 3"]\n',
+        HEADER + b"{}\n",
+        HEADER + b"[]\n",
+        HEADER + b"5\n",
+        HEADER + b'["/f"]\n',
+        HEADER + b'[1, "2"]\n',
+        HEADER + b'["/f", 5]\n["/g", null]\n["/h", ""]\n',
+        HEADER + b"[" * 100_000,
+        HEADER + b"\xff\xfe",
         b"\xff\xfe",
     ],
 )
@@ -210,8 +212,22 @@ def test_saving_replaces_the_old_cache_at_once_and_forgets_files_that_are_gone(t
     (tmp_path / "changed").write_bytes(b"xx")
     cache = DigestCache.load(tmp_path / "cache")
     cache.save(tmp_path / "cache")
-    assert list(json.loads((tmp_path / "cache").read_bytes())["files"]) == [str(tmp_path / "kept")]
+    _, *lines = (tmp_path / "cache").read_text().splitlines()
+    assert [json.loads(line)[0] for line in lines] == [str(tmp_path / "kept")]
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_damaged_line_of_the_cache_costs_only_itself(tmp_path):
+    cache = DigestCache()
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"x")
+        hash_file(tmp_path / name, {"sha256"}, cache)
+    cache.save(tmp_path / "cache")
+    lines = (tmp_path / "cache").read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2][:20] + b"\n"
+    (tmp_path / "cache").write_bytes(b"".join(lines))
+    cache = DigestCache.load(tmp_path / "cache")
+    assert [bool(cache.get(tmp_path / name)) for name in ("a", "b", "c")] == [True, False, True]
 
 
 def test_an_unchanged_cache_is_not_written_again(tmp_path):
@@ -243,6 +259,7 @@ def test_facts_are_lost_with_the_content_they_were_about(tmp_path):
     )
 )
 def test_any_json_loads_as_a_cache(tmp_path, value: object):
-    for document in (value, {"format": 1, "files": value}, {"format": 1, "files": {"/f": value}}):
-        (tmp_path / "cache").write_text(json.dumps(document))
+    (tmp_path / "f").touch()
+    for document in (value, [str(tmp_path / "f"), value]):
+        (tmp_path / "cache").write_bytes(HEADER + json.dumps(document).encode() + b"\n")
         assert DigestCache.load(tmp_path / "cache").get(tmp_path / "f") == {}

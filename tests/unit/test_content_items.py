@@ -139,6 +139,8 @@ def test_a_metadata_file_that_describes_nothing_is_noted_and_never_published():
     folder = only("a/a.ovf", "a/a.ovf.clr-item.toml")
     assert folder.metadata is None
     assert "a.ovf.clr-item.toml is not used" in folder.notes[0]
+    (top,) = group(files("a.iso", "clr-item.toml", "a.iso.clr-item.toml"))
+    assert top.notes == ()
     assert group(files("clr-item.toml", "gone.iso.clr-item.toml", "empty/clr-item.toml")) == ()
 
 
@@ -269,7 +271,8 @@ def test_scan_of_an_unreadable_folder_is_an_error_because_its_items_would_look_d
 
 
 def test_scan_refuses_a_tree_that_is_nested_without_end(tmp_path):
-    folder = tmp_path.joinpath(*["d"] * (MAX_DEPTH + 1))
-    folder.mkdir(parents=True)
+    tmp_path.joinpath(*["d"] * MAX_DEPTH).mkdir(parents=True)
+    assert scan(tmp_path) == ()
+    tmp_path.joinpath(*["d"] * (MAX_DEPTH + 1)).mkdir()
     with pytest.raises(StoreError, match="nested more than"):
         scan(tmp_path)

@@ -46,6 +46,8 @@ def test_attributes_without_prefix_are_read_too():
 
 
 def test_only_files_in_references_count():
+    inner = document("<File ovf:href='a'><Extra ovf:href='b'/></File><Info ovf:href='c'/>")
+    assert parse(inner).references == (Reference("a"),)
     data = document("", "<Section><References><File ovf:href='x'/></References></Section><File ovf:href='y'/>")
     assert parse(data).references == ()
 
@@ -174,7 +176,7 @@ def test_a_remote_reference_is_held(href: str):
 
 @pytest.mark.parametrize("href", ["a%00.vmdk", "a%0a.vmdk", "a%ff.vmdk", "a%1b.vmdk"])
 def test_a_reference_to_a_name_that_cannot_be_published_is_held_and_shown_escaped(href: str):
-    with pytest.raises(HeldError) as caught:
+    with pytest.raises(HeldError, match="whose name") as caught:
         referenced(f"ovf:href='{href}'", {"a.vmdk": 1})
     assert caught.value.message.isprintable()
 

@@ -17,23 +17,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
-_FORMAT = 1
+_HEADER = "content-library-rsync digests 1"
 _BUFFER = 1 << 20
 """hashlib releases the interpreter's lock while it works on a buffer of this many bytes."""
-
-_Identity = tuple[int, int, int]
 
 
 class DigestCache:
     """What was found out about files whose size, modification time and inode are still the same.
 
-    Facts are strings by name: hex digests by algorithm, and whatever else reading the file told. Usable from
-    several threads. Damage costs a second look at the files, nothing else.
+    Facts are strings by name: hex digests by algorithm, and whatever else reading the file told; none holds a
+    line break. Usable from several threads. Damage costs a second look at the files, nothing else.
     """
 
     def __init__(self) -> None:
-        """An empty cache."""
-        self._files: dict[str, tuple[_Identity, dict[str, str]]] = {}
+        # A library may have hundreds of thousands of files, so an entry is one string: the identity, then a
+        # line "name=value" for each fact.
+        self._files: dict[str, str] = {}
         self._asked: set[str] = set()
         self._changed = False
         self._lock = threading.Lock()
@@ -42,36 +41,38 @@ class DigestCache:
     def load(cls, path: Path) -> DigestCache:
         """The cache saved at ``path``; an empty one if there is none or it cannot be read."""
         cache = cls()
-        try:
-            document = json.loads(path.read_bytes())
-            if document["format"] == _FORMAT:
-                for name, (size, mtime, inode, facts) in document["files"].items():
-                    cache._files[name] = (int(size), int(mtime), int(inode)), _facts(facts)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            cache._files.clear()
+        with contextlib.suppress(OSError, ValueError), path.open(encoding="ascii") as stream:
+            if json.loads(stream.readline()) == _HEADER:
+                for line in stream:
+                    with contextlib.suppress(ValueError, TypeError, RecursionError):
+                        name, entry = json.loads(line)
+                        cache._files[str(name)] = str(entry)
         return cache
 
-    def get(self, path: Path, info: os.stat_result | None = None) -> dict[str, str]:
+    def get(self, path: str | Path, info: os.stat_result | None = None) -> dict[str, str]:
         """The facts known about the file as it is now (``info``, or asked of the disk); empty if none."""
         name = str(path)
         if info is None:
             try:
-                info = path.lstat()
+                info = os.lstat(name)
             except OSError:
                 return {}
         with self._lock:
             self._asked.add(name)
-            identity, facts = self._files.get(name, (None, {}))
-            return dict(facts) if identity == _identity(info) else {}
+            entry = self._files.get(name, "")
+        identity = _identity(info)
+        return _facts(entry) if entry.startswith(identity) else {}
 
-    def put(self, path: Path, info: os.stat_result, facts: Mapping[str, str]) -> None:
+    def put(self, path: str | Path, info: os.stat_result, facts: Mapping[str, str]) -> None:
         """Add facts about the file that ``info`` was taken of before its content was read."""
         name = str(path)
         with self._lock:
             self._asked.add(name)
-            identity, known = self._files.get(name, (None, {}))
-            kept = known if identity == _identity(info) else {}
-            self._files[name] = _identity(info), {**kept, **facts}
+            entry = self._files.get(name, "")
+            identity = _identity(info)
+            known = _facts(entry) if entry.startswith(identity) else {}
+            lines = [f"{fact}={value}\n" for fact, value in (known | dict(facts)).items()]
+            self._files[name] = identity + "".join(lines)
             self._changed = True
 
     def save(self, path: Path) -> None:
@@ -85,40 +86,40 @@ class DigestCache:
                 del self._files[name]
             if not gone and not self._changed:
                 return
-            files = {name: [*identity, facts] for name, (identity, facts) in self._files.items()}
+            files = list(self._files.items())
             self._changed = False
         temporary = path.with_name(f".{path.name}.new")
         with temporary.open("w", encoding="ascii") as stream:
-            json.dump({"format": _FORMAT, "files": files}, stream, separators=(",", ":"))
+            stream.write(json.dumps(_HEADER) + "\n")
+            stream.writelines(json.dumps(entry) + "\n" for entry in files)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
 
     def _current(self, name: str) -> bool:
         try:
-            return _identity(os.lstat(name)) == self._files[name][0]
+            return self._files[name].startswith(_identity(os.lstat(name)))
         except (OSError, ValueError):
             return False
 
 
-def _facts(facts: object) -> dict[str, str]:
-    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
-        raise TypeError
-    return facts
+def _identity(info: os.stat_result) -> str:
+    return f"{info.st_size} {info.st_mtime_ns} {info.st_ino}\n"
 
 
-def _identity(info: os.stat_result) -> _Identity:
-    return info.st_size, info.st_mtime_ns, info.st_ino
+def _facts(entry: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in entry.split("\n")[1:-1])
+    return {name: value for name, _, value in pairs}
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+def opened(path: str | Path) -> Iterator[tuple[int, os.stat_result]]:
     """Open a regular file for reading, never through a link: its descriptor and status.
 
     Raises HeldError if it is missing, not a regular file or unreadable, and at the end if it is not the same
     file any more or changed while it was open.
     """
-    shown = printable(path.name)
+    shown = _base_name(path)
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -130,7 +131,7 @@ def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
             raise HeldError(f"{shown} is not a regular file")
         yield descriptor, before
         try:
-            after = path.lstat()
+            after = os.lstat(path)
         except OSError as error:
             raise HeldError(f"{shown} vanished while it was read") from error
         if not _identity(before) == _identity(os.fstat(descriptor)) == _identity(after):
@@ -172,26 +173,36 @@ def hash_range(
 
 
 def hash_file(
-    path: Path, algorithms: Collection[str], cache: DigestCache, *, stop: threading.Event | None = None
+    path: str | Path,
+    algorithms: Collection[str],
+    cache: DigestCache,
+    *,
+    info: os.stat_result | None = None,
+    stop: threading.Event | None = None,
 ) -> dict[str, str]:
     """Hex digests of a file by algorithm; read at most once, and not at all if the cache knows them all.
 
-    Raises HeldError for what cannot be read, is not a regular file, or changes meanwhile.
+    ``info`` spares asking for its status. Raises HeldError for what cannot be read, is not a regular file, or
+    changes meanwhile.
     """
-    known = cache.get(path)
+    known = cache.get(path, info)
     missing = [algorithm for algorithm in algorithms if algorithm not in known]
     if missing:
-        with opened(path) as (descriptor, info):
-            found = hash_range(descriptor, 0, info.st_size, missing, stop=stop)
-        cache.put(path, info, found)
+        with opened(path) as (descriptor, now):
+            found = hash_range(descriptor, 0, now.st_size, missing, stop=stop)
+        cache.put(path, now, found)
         known |= found
     return {algorithm: known[algorithm] for algorithm in algorithms}
 
 
-def read_small(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
+def read_small(path: str | Path, limit: int) -> tuple[bytes, os.stat_result]:
     """Content and status of a file of at most ``limit`` bytes. Raises HeldError."""
     with opened(path) as (descriptor, info):
         if info.st_size > limit:
-            raise HeldError(f"{printable(path.name)} is larger than {limit >> 10} KiB")
+            raise HeldError(f"{_base_name(path)} is larger than {limit >> 10} KiB")
         content = b"".join(iter(lambda: os.read(descriptor, _BUFFER), b""))
     return content, info
+
+
+def _base_name(path: str | Path) -> str:
+    return printable(str(path).rpartition("/")[2])

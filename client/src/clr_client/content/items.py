@@ -22,8 +22,8 @@ METADATA_NAME = "clr-item.toml"
 MAX_DEPTH = 32
 
 # Dotfiles and dotfolders, also rsync's temporary files; manifests, which are ours to write; what ext4 and
-# VMware leave behind.
-_IGNORED = re.compile(r"(?:^|/)(?:\.|lost\+found(?:/|\Z)|(?:lib|items|item)\.json\Z)|\.lck(?:/|\Z)", re.IGNORECASE)
+# VMware leave behind; empty segments, which no listing has.
+_IGNORED = re.compile(r"(?:^|/)(?:/|\Z|\.|lost\+found(?:/|\Z)|(?:lib|items|item)\.json\Z)|\.lck(?:/|\Z)", re.IGNORECASE)
 # Folders at the top whose human path would hide what a generation itself holds there, and anywhere what it holds
 # beside an item's files.
 _RESERVED_AT_TOP = frozenset({"_items", "_clr", "lib.json", "items.json"})
@@ -49,8 +49,7 @@ class SourceItem:
     def default_name(self) -> str:
         """The leaf folder's name, the file's name, or an OVA's without its suffix: at most 80 characters."""
         leaf = self.key.rpartition("/")[2]
-        single = len(self.files) == 1 and self.files[0].path == self.key
-        if single and self.files[0].suffix == ".ova":
+        if self.files[0].path == self.key and self.files[0].suffix == ".ova":
             leaf = leaf[: -len(".ova")]
         return display_name(leaf)
 
@@ -62,7 +61,8 @@ def ignored(path: str) -> bool:
 
 def is_metadata(name: str) -> bool:
     """Whether a base name is that of a metadata file, in any case."""
-    return name.lower() == METADATA_NAME or name.lower().endswith("." + METADATA_NAME)
+    lower = name.lower()
+    return lower == METADATA_NAME or lower.endswith(f".{METADATA_NAME}")
 
 
 def group(files: Iterable[FileInfo]) -> tuple[SourceItem, ...]:
@@ -74,7 +74,7 @@ def group(files: Iterable[FileInfo]) -> tuple[SourceItem, ...]:
     folders: defaultdict[str, list[FileInfo]] = defaultdict(list)
     metadata: defaultdict[str, list[FileInfo]] = defaultdict(list)
     for path, file in sorted({file.path: file for file in files}.items()):
-        if ignored(path) or "" in path.split("/"):
+        if ignored(path):
             continue
         (metadata if is_metadata(file.name) else folders)[file.folder].append(file)
 

@@ -85,7 +85,7 @@ def assign_names(wanted: Mapping[str, str], taken: Mapping[str, str]) -> tuple[d
         key = losers.pop()
         holders.add(key)
         rival = owner.get(fold(taken[key]))
-        if rival is None or rival not in holders:
+        if rival not in holders:
             owner[fold(taken[key])] = key
             if rival is not None and rival in taken:
                 losers.append(rival)

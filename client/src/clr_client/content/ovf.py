@@ -105,7 +105,7 @@ class _Handler(ContentHandler):
             raise HeldError(f"the OVF file is no envelope: its root is {printable(local)[:80]}")
         if self.depth <= 3:
             self.path[self.depth - 1 :] = [local]
-        if self.depth == 2 and local == _VAPP:
+        if local == _VAPP:
             self.vapp = True
         if self.depth == 3 and self.path[1:] == ["References", "File"]:
             if len(self.references) == _MAX_REFERENCES:
@@ -147,7 +147,7 @@ def resolve(envelope: Envelope, sizes: Mapping[str, int]) -> frozenset[str]:
     for reference in envelope.references:
         name = _local_name(reference.href, sizes)
         if reference.chunk is not None:
-            names.update(_chunks(reference, name, sizes))
+            names.update(_chunks(name, reference, reference.chunk, sizes))
             continue
         _check(name, None if reference.compressed else reference.size, sizes)
         names.add(name)
@@ -168,20 +168,20 @@ def _local_name(href: str, sizes: Mapping[str, int]) -> str:
     return name
 
 
-def _chunks(reference: Reference, name: str, sizes: Mapping[str, int]) -> list[str]:
+def _chunks(name: str, reference: Reference, chunk: int, sizes: Mapping[str, int]) -> list[str]:
     """The pieces of a chunked file: all of ``chunk`` bytes but the last."""
     pieces: list[str] = []
     while (piece := f"{name}.{len(pieces):09d}") in sizes:
         pieces.append(piece)
     total = None if reference.compressed else reference.size
-    count = len(pieces) if total is None else -(-total // (reference.chunk or 1))
+    count = len(pieces) if total is None else -(-total // chunk)
     if not pieces or len(pieces) < count:
         raise HeldError(f"{_shown(name)}.{len(pieces):09d} is referenced but not there")
     del pieces[count:]
     for piece in pieces[:-1]:
-        _check(piece, reference.chunk, sizes)
+        _check(piece, chunk, sizes)
     if total is not None:
-        _check(pieces[-1], total - (count - 1) * (reference.chunk or 1), sizes)
+        _check(pieces[-1], total - (count - 1) * chunk, sizes)
     return pieces
 
 

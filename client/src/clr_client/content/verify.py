@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from clr_client import __version__
@@ -17,7 +19,6 @@ from clr_client.errors import HeldError
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Mapping
-    from pathlib import Path
 
     from clr_client.content.digests import DigestCache
     from clr_client.content.items import SourceItem
@@ -31,12 +32,17 @@ ItemType = Literal["vcsp.ovf", "vcsp.iso", "vcsp.other"]
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFile:
-    """A file to publish: size in bytes, SHA-256 in hex, where it lies; None if it is to be unpacked."""
+    """A file to publish: size in bytes, SHA-256 in hex, the folder it lies in; None if it is to be unpacked."""
 
     name: str
     size: int
     sha256: str
-    path: Path | None
+    folder: Path | None
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies; None if it is to be unpacked."""
+        return None if self.folder is None else self.folder / self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +76,9 @@ def verify(
     if item.problem is not None:
         raise HeldError(item.problem)
     _check_folders(item, root)
-    for file in item.files if item.metadata is None else (*item.files, item.metadata):
-        _check_present(file, root)
-    said = _metadata(item, root, cache)
-    reader = _Reader(root, cache, stop)
+    parts = item.files if item.metadata is None else (*item.files, item.metadata)
+    reader = _Reader(f"{root}/", {file.path: _check_present(file, f"{root}/") for file in parts}, cache, stop)
+    said = _metadata(item, reader)
     envelopes = [file for file in item.files if file.suffix == ".ovf"]
     archives = [file for file in item.files if file.suffix == ".ova"]
     if envelopes:
@@ -98,27 +103,46 @@ def verify(
 class _Reader:
     """Everything that is needed to look into files."""
 
-    root: Path
+    prefix: str
+    """The root, with a slash."""
+    infos: Mapping[str, os.stat_result]
+    """Status of each file of the item, by path."""
     cache: DigestCache
     stop: threading.Event | None
+
+    def place(self, file: FileInfo) -> str:
+        """Where a file lies."""
+        return self.prefix + file.path
+
+    def fact(self, file: FileInfo, kind: str, limit: int, read: Callable[[bytes], str], wanted: Collection[str]) -> str:
+        """What a small file says, from the cache or from one read that serves the digests ``wanted`` too."""
+        known = self.cache.get(self.place(file), self.infos[file.path])
+        if kind in known and all(algorithm in known for algorithm in wanted):
+            return known[kind]
+        data, info = read_small(self.place(file), limit)
+        facts = {kind: read(data)}
+        for algorithm in wanted:
+            facts[algorithm] = hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
+        self.cache.put(self.place(file), info, facts)
+        return facts[kind]
 
     def hashed(self, files: Collection[FileInfo], algorithms: Mapping[str, set[str]]) -> _Digests:
         """Digests of files by name: SHA-256, and the further algorithms wanted for a name."""
         return {
             file.name: hash_file(
-                self.root / file.path,
+                self.place(file),
                 {"sha256"} | algorithms.get(file.name, set()),
                 self.cache,
+                info=self.infos[file.path],
                 stop=self.stop,
             )
             for file in files
         }
 
     def files(self, files: Collection[FileInfo], digests: _Digests) -> tuple[VerifiedFile, ...]:
-        """What to publish of plain files."""
-        return tuple(
-            VerifiedFile(file.name, file.size, digests[file.name]["sha256"], self.root / file.path) for file in files
-        )
+        """What to publish of plain files, which all lie in one folder."""
+        folder = Path(self.prefix, *(file.folder for file in list(files)[:1]))
+        return tuple(VerifiedFile(file.name, file.size, digests[file.name]["sha256"], folder) for file in files)
 
 
 _Digests = dict[str, dict[str, str]]
@@ -146,9 +170,9 @@ def _check_folders(item: SourceItem, root: Path) -> None:
             raise HeldError(f"{folder.relative_to(root)} is not a folder")
 
 
-def _check_present(file: FileInfo, root: Path) -> None:
+def _check_present(file: FileInfo, prefix: str) -> os.stat_result:
     try:
-        info = (root / file.path).lstat()
+        info = os.lstat(prefix + file.path)
     except OSError as error:
         raise HeldError(f"{file.name} is not here: {error.strerror}") from error
     if not stat.S_ISREG(info.st_mode):
@@ -157,37 +181,17 @@ def _check_present(file: FileInfo, root: Path) -> None:
         raise HeldError(f"{file.name} has {info.st_size} bytes here, {file.size} at the source")
     if info.st_mtime_ns // 1_000_000_000 != file.mtime:
         raise HeldError(f"{file.name} is not the version that the source lists")
+    return info
 
 
-def _metadata(item: SourceItem, root: Path, cache: DigestCache) -> metadata.Metadata:
+def _metadata(item: SourceItem, reader: _Reader) -> metadata.Metadata:
     if item.metadata is None:
         return metadata.Metadata()
 
     def read(data: bytes) -> str:
         return metadata.parse(data).dump()
 
-    path = root / item.metadata.path
-    return metadata.restore(_fact(path, "metadata", metadata.MAX_METADATA, read, (), cache))
-
-
-def _fact(
-    path: Path,
-    kind: str,
-    limit: int,
-    read: Callable[[bytes], str],
-    algorithms: Collection[str],
-    cache: DigestCache,
-) -> str:
-    """What a small file says, from the cache or from one read that serves its digests too."""
-    known = cache.get(path)
-    if kind in known and all(algorithm in known for algorithm in algorithms):
-        return known[kind]
-    data, info = read_small(path, limit)
-    facts = {kind: read(data)}
-    for algorithm in algorithms:
-        facts[algorithm] = hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
-    cache.put(path, info, facts)
-    return facts[kind]
+    return metadata.restore(reader.fact(item.metadata, "metadata", metadata.MAX_METADATA, read, ()))
 
 
 def _ovf_item(item: SourceItem, envelopes: list[FileInfo], reader: _Reader) -> _Found:
@@ -201,23 +205,21 @@ def _ovf_item(item: SourceItem, envelopes: list[FileInfo], reader: _Reader) -> _
     manifest = next((file for file in manifests if fold(file.name[: -len(".mf")]) == stem), None)
     listed: tuple[checksums.Entry, ...] = ()
     if manifest is not None:
-        text = _fact(
-            reader.root / manifest.path,
+        text = reader.fact(
+            manifest,
             "manifest",
             checksums.MAX_MANIFEST,
             lambda data: json.dumps([[e.name, e.algorithm, e.digest] for e in checksums.parse(data)]),
             ("sha256",),
-            reader.cache,
         )
         listed = tuple(checksums.Entry(*entry) for entry in json.loads(text))
     algorithms = checksums.wanted(listed, sizes)
-    text = _fact(
-        reader.root / descriptor.path,
+    text = reader.fact(
+        descriptor,
         "envelope",
         ovf.MAX_ENVELOPE,
         lambda data: ovf.parse(data).dump(),
         {"sha256"} | algorithms.get(descriptor.name, set()),
-        reader.cache,
     )
     envelope = ovf.restore(text)
     try:
@@ -238,8 +240,7 @@ def _ovf_item(item: SourceItem, envelopes: list[FileInfo], reader: _Reader) -> _
 
 
 def _ova_item(item: SourceItem, archive: FileInfo, reader: _Reader) -> _Found:
-    path = reader.root / archive.path
-    contents = _ova_contents(path, reader)
+    contents = _ova_contents(archive, reader)
     beside = [file for file in item.files if file is not archive]
     inside = {fold(member.name): member.name for member in contents.members}
     for file in beside:
@@ -247,11 +248,12 @@ def _ova_item(item: SourceItem, archive: FileInfo, reader: _Reader) -> _Found:
             raise HeldError(f"{file.name} lies beside {archive.name} and in it")
     files = tuple(VerifiedFile(member.name, member.size, member.sha256, None) for member in contents.members)
     files += reader.files(beside, reader.hashed(beside, {}))
-    return _Found("vcsp.ovf", files, contents.is_vapp_template, path, contents.warnings)
+    return _Found("vcsp.ovf", files, contents.is_vapp_template, Path(reader.place(archive)), contents.warnings)
 
 
-def _ova_contents(path: Path, reader: _Reader) -> ova.Contents:
-    known = reader.cache.get(path)
+def _ova_contents(archive: FileInfo, reader: _Reader) -> ova.Contents:
+    path = reader.place(archive)
+    known = reader.cache.get(path, reader.infos[archive.path])
     if "ova" in known:
         return ova.restore(known["ova"])
     refused = known.get(_REFUSED)
