@@ -307,7 +307,9 @@ def cut(link: Link, mirror: Path, *paths: str, after: int, bandwidth: str = "8m"
                 enough.set()
 
         task = asyncio.create_task(fetch(link, paths, mirror, basis=None, bandwidth=bandwidth, on_progress=look))
-        await asyncio.wait_for(enough.wait(), 60)
+        waiter = asyncio.create_task(enough.wait())
+        await asyncio.wait({task, waiter}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        assert waiter.done(), f"it ended before it could be cut: {task}"
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -330,6 +332,22 @@ def test_what_arrived_before_a_cancel_is_not_sent_again_and_no_process_is_left(
     transfer = bring(link, mirror, "a/disk")
     assert transfer.matched > arrived - MIB
     assert (mirror / "a" / "disk").read_bytes() == (library / "a" / "disk").read_bytes()
+    assert partials(mirror) == {}
+
+
+def test_neither_what_arrived_nor_what_the_old_version_has_is_sent_again_after_several_cuts(
+    library: Path, link: Link, mirror: Path
+) -> None:
+    old, new = noise(24 * MIB, 1), noise(12 * MIB, 2)
+    write(mirror / "disk", old, 1_600_000_000)
+    write(library / "disk", new + old[12 * MIB :])
+    cut(link, mirror, "disk", after=4 * MIB, bandwidth="3m")
+    arrived = partials(mirror)["disk"].stat().st_size
+    assert arrived > 3 * MIB
+    cut(link, mirror, "disk", after=arrived + MIB, bandwidth="1500k")
+    transfer = bring(link, mirror, "disk")
+    assert transfer.literal < 12 * MIB - arrived + MIB
+    assert (mirror / "disk").read_bytes() == (library / "disk").read_bytes()
     assert partials(mirror) == {}
 
 
