@@ -175,6 +175,15 @@ def test_a_file_of_unknown_digest_counts_as_changed() -> None:
     assert (item.version, item.content_version, item.files[0].generation_num) == (2, 2, SECONDS + 1)
 
 
+def test_another_size_is_a_change_although_the_digest_is_unknown() -> None:
+    from dataclasses import replace
+
+    kept = replace(content("a"), files=(FileContent("x", 1, ""),))
+    first = library(kept)
+    assert library(kept, previous=first) is first
+    assert library(replace(kept, files=(FileContent("x", 2, ""),)), previous=first).items[0].content_version == 2
+
+
 def test_an_item_kept_as_published_does_not_grow_although_its_digests_are_unknown() -> None:
     from clr_client.vcsp.manifests import manifests
 

@@ -81,7 +81,7 @@ BAD_ITEM = {
     "version": [*BAD_NUMBER, 0],
     "content_version": [*BAD_NUMBER, 0],
     "created": [None, "now"],
-    "etag": [*BAD_NUMBER, 0],
+    "etag": [*BAD_NUMBER, 0, 5],
     "files": [None, {}, ["x"]],
 }
 BAD_FILE = {
@@ -240,6 +240,26 @@ def test_an_iso_that_the_script_keyed_by_its_folder_keeps_its_id() -> None:
     assert published.items[0].key == "isos/netinst.iso"
 
 
+def test_an_id_is_given_to_one_item_only() -> None:
+    entry = original(
+        name="netinst",
+        selfHref="isos/item.json",
+        files=[{"name": "netinst.iso", "size": 1, "hrefs": ["isos/netinst.iso"]}],
+    )
+    adopted = adopt(original_library(), original_items(entry))
+    iso = content("isos/netinst.iso", {"netinst.iso": b"1"}, name="iso")
+    published = library(iso, content("zzz", name="netinst"), previous=adopted)
+    assert ids(published)["isos/netinst.iso"] == ITEM_ID
+    assert ids(published)["zzz"] != ITEM_ID
+
+
+def test_a_key_says_more_than_a_name() -> None:
+    other = original(id=f"{ITEM_ID[:-1]}3", name="Debian", selfHref="old/item.json")
+    adopted = adopt(original_library(), original_items(original(), other))
+    published = library(content("debian golden", name="Debian"), previous=adopted)
+    assert ids(published) == {"debian golden": ITEM_ID}
+
+
 def test_an_iso_that_make_vcsp_gave_a_folder_of_its_own_keeps_its_id() -> None:
     entry = original(
         name="netinst",
@@ -300,7 +320,7 @@ def test_items_that_are_lost_leave_the_librarys_identity(items: bytes | None) ->
 
 
 def test_items_that_are_lost_are_found_in_their_own_item_json() -> None:
-    own = [encoded(original()), b"garbage", encoded(original(version="6"))]
+    own = [encoded(original(version="6")), b"garbage", encoded(original()), encoded(original(version="5"))]
     item = adopt(original_library(), original_items(original())[:100], own).items[0]
     assert (item.id, item.version) == (ITEM_ID, 7)
     assert adopt(original_library(), original_items(), own).items == ()

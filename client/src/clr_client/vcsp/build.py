@@ -218,7 +218,7 @@ def _next_item(
     )
     if not content_changed:
         return old if described == old and not restyled else replace(described, version=old.version + 1)
-    etag = max(1 + max([old.etag, *(file.generation_num for file in old.files)]), seconds)
+    etag = max(1 + old.etag, seconds)
     return replace(
         described,
         type=content.type,

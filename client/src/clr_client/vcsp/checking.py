@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from clr_client.errors import ProbeError
+from clr_client.text import printable
 from clr_client.vcsp.fetching import fetch_items, fetch_library, plain_json
 from clr_client.vcsp.reader import USER, Reader, folder_of, refusal
 from clr_client.vcsp.rules import Findings, check_envelope, file_place, item_place, read_json, shown
@@ -30,6 +31,7 @@ OnProgress: TypeAlias = "Callable[[int, int, str], None]"
 _ENVELOPE_LIMIT: Final = 16 << 20
 _MANIFEST_LIMIT: Final = 1 << 20
 _ALGORITHMS: Final = ("SHA1", "SHA256", "SHA512")
+_USER_IN_URL: Final = re.compile(r"//[^/]*@")
 _MANIFEST_LINE: Final = re.compile(r"(SHA1|SHA256|SHA512) ?\((.+)\) ?= ?([0-9A-Fa-f]+)")
 
 
@@ -82,6 +84,7 @@ def check(
 
     Raises nothing for what a library or server can do wrong: that is what the report is for.
     """
+    shown_url = printable(_USER_IN_URL.sub("//", url))
     findings = Findings()
     checker = _Checker(findings, full=full, on_progress=on_progress or _no_progress)
     probe = "SUCCESS"
@@ -97,10 +100,10 @@ def check(
                     findings.warning(url, text)
     except ProbeError as error:
         probe = error.probe
-        findings.error(checker.reading or url, f"{probe}: {error}")
+        findings.error(checker.reading or shown_url, f"{probe}: {error}")
     library = checker.library
     return CheckReport(
-        url=checker.url or url,
+        url=checker.url or shown_url,
         probe=probe,
         library=library.name if library else "",
         id=library.id if library else "",
@@ -110,7 +113,7 @@ def check(
         bytes=sum(file.size for item in checker.items for file in item.files),
         problems=tuple(findings.problems),
         thumbprints=thumbprints,
-        govc=_govc(checker.url or url, library, thumbprints, with_password=password is not None),
+        govc=_govc(checker.url or shown_url, library, thumbprints, with_password=password is not None),
     )
 
 

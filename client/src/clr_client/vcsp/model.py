@@ -61,7 +61,8 @@ class PublishedFile:
 
 @dataclass(frozen=True, slots=True)
 class PublishedItem:
-    """An item as subscribers know it: ``id`` is ``urn:uuid:…``, ``etag`` holds for all its files.
+    """An item as subscribers know it: ``id`` is ``urn:uuid:…``, ``etag`` holds for all its files and is
+    no less than their generation numbers.
 
     ``created`` is UTC as ``%Y-%m-%dT%H:%MZ``; ``files`` are sorted by name. ``key_is_file`` as in
     ``ItemContent``.

@@ -151,7 +151,10 @@ class Reader:
             if answer.status not in (301, 302, 303, 307, 308) or location is None:
                 break
             connection.close()
-            url = urljoin(url, location)
+            try:
+                url = urljoin(url, location)
+            except ValueError as error:
+                raise ProbeError("INVALID_URL", f"{shown(url)} redirects to {shown(location)}") from error
         else:
             raise ProbeError("UNKNOWN_ERROR", f"{shown(url)} redirects too often")
         try:
@@ -321,16 +324,20 @@ def _colons(digest: str) -> str:
 
 
 def _chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
-    """The body; ends early, without an error, when the server does: whoever counts notices."""
-    while True:
+    """The body as it arrives; ends early, without an error, when the server does: whoever counts notices."""
+    left = response.length
+    while left is None or left > 0:
         with _translated(url):
             try:
-                chunk = response.read(_CHUNK)
+                chunk = response.read1(_CHUNK if left is None else min(_CHUNK, left))
             except http.client.IncompleteRead as error:
                 chunk = error.partial
         if not chunk:
             return
+        if left is not None:
+            left -= len(chunk)
         yield chunk
+    response.close()  # read to its end, so the connection can be kept; Python 3.11's read1 does not see that
 
 
 @contextlib.contextmanager

@@ -106,6 +106,7 @@ def _load_item(fields: _Fields) -> PublishedItem:
         for file in fields.objects("files")
     )
     _refuse_twins("files of the name", (file.name for file in files))
+    etag = fields.integer("etag", max([1, *(file.generation_num for file in files)]))
     return PublishedItem(
         key=fields.path("key", separators=True),
         id=fields.identity("id"),
@@ -116,7 +117,7 @@ def _load_item(fields: _Fields) -> PublishedItem:
         version=fields.integer("version", 1),
         content_version=fields.integer("content_version", 1),
         created=fields.moment("created"),
-        etag=fields.integer("etag", 1),
+        etag=etag,
         files=files,
         key_is_file=fields.truth("key_is_file"),
     )
