@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from clr_client.content.digests import DigestCache
-from clr_client.content.names import assign_names
+from clr_client.content.names import assign_names, fold
 from clr_client.content.verify import VerifiedItem, verify
 from clr_client.errors import HeldError
 from clr_client.plan import Action, parts
@@ -134,9 +134,12 @@ def select(published: PublishedLibrary | None, verified: Mapping[str, ItemConten
         {key: content.name for key, content in (contents | kept).items()},
         {key: item.name for key, item in here.items() if key in contents or key in kept},
     )
+    used = {fold(name) for name in names.values()}
     for key in clashes:
         contents.pop(key, None)
-        if key in here:
+        kept.pop(key, None)
+        if key in here and fold(here[key].name) not in used:  # adopted libraries may hold one name twice
+            used.add(fold(here[key].name))
             kept[key] = as_content(here[key])
     chosen = [dataclasses.replace(content, name=names[key]) for key, content in contents.items()]
     return Selection((*chosen, *kept.values()), tuple(Held(key, reason) for key, reason in clashes.items()))
