@@ -22,7 +22,7 @@ import logging
 import os
 import shutil
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from clr_client.errors import LockedError, ManifestError, StoreError
 from clr_client.vcsp import record
 from clr_client.vcsp.manifests import manifests
+from clr_client.vcsp.model import ADOPTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -43,6 +44,8 @@ log = logging.getLogger("clr.store")
 
 UNFINISHED = ".new-"
 STATE = ".state.json"
+RESERVED = frozenset({"_items", "lib.json", "items.json"})
+"""What a generation itself holds, in lower case; no item's readable path begins with it or a dot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +108,22 @@ class Store:
             for folder in (self.root, self.generations, *_subfolders(self.items)):
                 for left in folder.glob(f"{UNFINISHED}*"):
                     remove(left)
+            self._settle_current()
             self._drop_unreferenced(self.generation_numbers())
-            self._mend_current()
         except OSError as error:
             raise unusable(self.root, error) from error
 
-    def _mend_current(self) -> None:
-        """Point a lost ``current`` at the newest generation that can be read."""
-        if self.current_number() is not None:
-            return
-        for number in reversed(self.generation_numbers()):
-            with suppress(ManifestError):
-                self.read_generation(number)
-                log.warning("the link to the published generation was lost; %d is published again", number)
-                self._flip(number)
-                return
+    def _settle_current(self) -> None:
+        """Drop generations that a killed run made but never published, and find a lost ``current`` again."""
+        current = self.current_number()
+        numbers = self.generation_numbers()
+        if current is not None:
+            for number in numbers:
+                if number > current:
+                    _discard(self.generations / str(number))
+        elif numbers and (self.generations / str(numbers[-1]) / "lib.json").is_file():
+            log.warning("the link to the published generation was lost; generation %d is published again", numbers[-1])
+            self._flip(numbers[-1])
 
     def generation_numbers(self) -> tuple[int, ...]:
         """Numbers of the complete generations, oldest first."""
@@ -128,35 +132,50 @@ class Store:
 
     def current_number(self) -> int | None:
         """Return the number of the published generation, or None while nothing was ever published."""
-        try:
-            name = Path(self.current.readlink()).name
-        except OSError:
-            return None
-        return int(name) if name.isdecimal() and (self.generations / name / "lib.json").is_file() else None
+        number = self._linked_number()
+        return number if number and (self.generations / str(number) / "lib.json").is_file() else None
 
     def published(self) -> PublishedLibrary | None:
-        """Return what is published, or None while nothing ever was.
+        """Return what is published, or None while nothing ever was. Changes nothing.
 
-        A generation whose record is damaged is read back from its manifests, and a lost ``current`` from the newest
-        generation that can be read, so ids and versions survive.
+        A generation whose record is damaged is read back from its manifests. Where these are damaged too, the newest
+        one before it serves, with versions raised by what may have been published since; so ids and versions survive.
 
         :raises ManifestError: there are generations, but none of them can be read.
         """
-        number = self.current_number()
-        if number is not None:
-            return self.read_generation(number)
+        numbers = self.generation_numbers()
+        newest = self._linked_number() or (numbers[-1] if numbers else 0)
         reasons = []
-        for candidate in reversed(self.generation_numbers()):
+        for number in reversed(numbers):
+            if number > newest:
+                continue
             try:
-                return self.read_generation(candidate)
+                library = self.read_generation(number)
             except ManifestError as error:
                 reasons.append(str(error))
+                continue
+            if number == newest:
+                return library
+            log.warning("generation %d cannot be read; ids and versions are taken from generation %d", newest, number)
+            return _lifted(library, newest - number)
         if reasons:
             raise ManifestError(
                 f"no generation on the volume can be read ({'; '.join(reasons)})",
                 "Restore the volume from a backup; starting over would give every item a new id",
             )
         return None
+
+    def _linked_number(self) -> int | None:
+        """Return the number that ``current`` names, whether or not that generation is there."""
+        try:
+            name = Path(self.current.readlink()).name
+        except OSError:
+            return None
+        return int(name) if name.isdecimal() else None
+
+    def holds(self, library: PublishedLibrary) -> bool:
+        """Whether every item's tree is on the volume, as far as a look at the folders tells."""
+        return all(self.tree(item).is_dir() for item in library.items)
 
     def read_generation(self, number: int) -> PublishedLibrary:
         """Read one generation's record.
@@ -175,23 +194,28 @@ class Store:
         except ManifestError as error:
             reason = str(error)
         log.warning("generation %d: %s; ids and versions are taken from its manifests", number, reason)
-        return self._adopt_generation(folder)
+        try:
+            return self._adopt_generation(folder)
+        except OSError as error:
+            raise ManifestError(f"generation {number} cannot be read ({error})") from error
 
     def _choices(self) -> str:
         numbers = ", ".join(str(number) for number in self.generation_numbers())
         return f"Kept generations: {numbers or 'none'}"
 
     def _adopt_generation(self, folder: Path) -> PublishedLibrary:
-        try:
-            lib = (folder / "lib.json").read_bytes()
-        except OSError as error:
-            raise ManifestError(f"generation {folder.name} has no lib.json ({error})") from error
         listed = folder / "items.json"
-        library = record.adopt(lib, listed.read_bytes() if listed.is_file() else None)
-        keys = _keys_of_links(folder)
-        items = (
-            dataclasses.replace(item, key=keys.get((item.uuid, str(item.version)), item.key)) for item in library.items
+        links = _read_links(folder)
+        trees = (self.items / uuid / version / "item.json" for uuid, version in links)
+        library = record.adopt(
+            (folder / "lib.json").read_bytes(),
+            listed.read_bytes() if listed.is_file() else None,
+            (path.read_bytes() for path in trees if path.is_file()),
         )
+        items = []
+        for item in library.items:
+            key, is_file = links.get((item.uuid, str(item.version)), (item.key, item.key_is_file))
+            items.append(dataclasses.replace(item, key=key, key_is_file=is_file))
         return dataclasses.replace(library, items=tuple(items))
 
     def tree(self, item: PublishedItem) -> Path:
@@ -227,7 +251,8 @@ class Store:
 
         tree = self.tree(item)
         tree.parent.mkdir(exist_ok=True)
-        remove(tree)
+        if tree.exists():
+            _discard(tree)  # left by a run that was killed before it could publish
         unfinished = tree.with_name(UNFINISHED + tree.name)
         unfinished.mkdir()
         if source.unpack:
@@ -270,10 +295,7 @@ class Store:
         for number, successor in pairwise(numbers):
             replaced_at = (self.generations / str(successor)).stat().st_mtime
             if number not in kept and replaced_at < limit:
-                folder = self.generations / str(number)
-                doomed = folder.with_name(f"{UNFINISHED}{number}")
-                folder.rename(doomed)
-                remove(doomed)
+                _discard(self.generations / str(number))
             else:
                 kept.add(number)
         self._drop_unreferenced(kept)
@@ -291,9 +313,7 @@ class Store:
         for folder in _subfolders(self.items):
             for tree in _subfolders(folder):
                 if (folder.name, tree.name) not in referenced:
-                    doomed = tree.with_name(f"{UNFINISHED}{tree.name}")
-                    tree.rename(doomed)
-                    remove(doomed)
+                    _discard(tree)
             if not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -344,7 +364,7 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
             raise
         shutil.copyfile(source, target, follow_symlinks=False)
     handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
@@ -360,6 +380,27 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a generation or an item tree; its name goes first, so that nobody meets half of it."""
+    doomed = folder.with_name(f"{UNFINISHED}{folder.name}")
+    folder.rename(doomed)
+    remove(doomed)
+
+
+def _lifted(library: PublishedLibrary, lost: int) -> PublishedLibrary:
+    """Return ``library`` as if ``lost`` unknown generations had followed it: each may have changed everything."""
+    items = (
+        dataclasses.replace(
+            item,
+            version=item.version + lost,
+            content_version=item.content_version + lost,
+            files=tuple(dataclasses.replace(file, digest="") for file in item.files),
+        )
+        for item in library.items
+    )
+    return dataclasses.replace(library, version=library.version + lost, href_style=ADOPTED, items=tuple(items))
 
 
 def unusable(root: Path, error: OSError) -> StoreError:
@@ -389,22 +430,32 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _link_names(folder: Path, items: Iterable[PublishedItem]) -> None:
-    """Give each item its human path: a link to its tree, or to each file where other items lie below or beside it."""
+    """Give each item its readable path. Subscribers do not need it, so an item whose path is taken goes without."""
     by_key = {item.key: item for item in items}
     crowded = {parent for key in by_key for parent in _parents(key)}
-    for key, item in by_key.items():
-        up = "../" * (key.count("/"))
-        tree = f"{up}../../items/{item.uuid}/{item.version}"
-        place = folder / key
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if item.key_is_file:
-            place.symlink_to(f"{tree}/{item.files[0].name}")
-        elif key in crowded:
-            place.mkdir(exist_ok=True)
-            for name in (*(file.name for file in item.files), "item.json"):
-                (place / name).symlink_to(f"../{tree}/{name}")
-        else:
-            place.symlink_to(tree)
+    for key in sorted(by_key):
+        top = key.partition("/")[0].lower()
+        if top in RESERVED or top.startswith("."):
+            continue
+        try:
+            _link_name(folder, by_key[key], is_crowded=key in crowded)
+        except (FileExistsError, NotADirectoryError):
+            log.warning("%s has no readable path, because another item lies in its way", key)
+
+
+def _link_name(folder: Path, item: PublishedItem, *, is_crowded: bool) -> None:
+    """Link an item's tree, or each of its files where other items lie below it."""
+    tree = "../" * item.key.count("/") + f"../../items/{item.uuid}/{item.version}"
+    place = folder / item.key
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if item.key_is_file:
+        place.symlink_to(f"{tree}/{item.files[0].name}")
+    elif is_crowded:
+        place.mkdir(exist_ok=True)
+        for name in (*(file.name for file in item.files), "item.json"):
+            (place / name).symlink_to(f"../{tree}/{name}")
+    else:
+        place.symlink_to(tree)
 
 
 def _parents(key: str) -> Iterator[str]:
@@ -413,21 +464,18 @@ def _parents(key: str) -> Iterator[str]:
         yield key
 
 
-def _keys_of_links(folder: Path) -> dict[tuple[str, str], str]:
-    """Read the human paths of a generation back: (uuid, version) of the tree to the item's key."""
-    keys: dict[tuple[str, str], str] = {}
+def _read_links(folder: Path) -> dict[tuple[str, str], tuple[str, bool]]:
+    """Read a generation's readable paths back: uuid and version of a tree to the item's key, and if it is a file's."""
+    keys: dict[tuple[str, str], tuple[str, bool]] = {}
     for base, folders, names in os.walk(folder):
-        for name in sorted([*folders, *names]):
-            path = Path(base, name)
-            if not path.is_symlink() or name == "_items":
-                continue
-            parts = path.readlink().parts
-            place = parts.index("items") if "items" in parts else len(parts)
-            inside = parts[place + 1 :]
+        here = Path(base)
+        for path in (here / name for name in sorted([*folders, *names])):
+            inside = path.readlink().parts if path.is_symlink() and path != folder / "_items" else ()
+            inside = inside[inside.index("items") + 1 :] if "items" in inside else ()
             if len(inside) == 2:
-                keys[inside[0], inside[1]] = path.relative_to(folder).as_posix()
+                keys[inside[0], inside[1]] = path.relative_to(folder).as_posix(), False
             elif len(inside) == 3:
-                parent = path.parent.relative_to(folder).as_posix()
-                is_listed = (path.parent / "item.json").is_symlink()
-                keys.setdefault((inside[0], inside[1]), parent if is_listed else path.relative_to(folder).as_posix())
+                is_listed = (here / "item.json").is_symlink()
+                key = here if is_listed else path
+                keys.setdefault((inside[0], inside[1]), (key.relative_to(folder).as_posix(), not is_listed))
     return keys
