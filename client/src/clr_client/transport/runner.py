@@ -79,7 +79,7 @@ async def run(argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[b
             resource.prlimit(group, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
         _feed(transport, stdin)
         await _outcome(child, group, idle.total_seconds())
-        await _end(group)
+        await _end(child, group)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE_SECONDS):
                 await child.closed.wait()
@@ -87,8 +87,10 @@ async def run(argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[b
             raise child.failure
         return Ended(transport.get_returncode() or 0, child.tail())
     finally:
-        await _end(group)
-        transport.close()
+        try:
+            await _end(child, group)
+        finally:
+            transport.close()
 
 
 async def capture(argv: Sequence[str]) -> tuple[int, str, str]:
@@ -118,6 +120,7 @@ class _Child(asyncio.SubprocessProtocol):
     def __init__(self, on_output: Callable[[bytes], None]) -> None:
         self.on_output = on_output
         self.outcome = asyncio.Event()
+        self.exited = asyncio.Event()
         self.closed = asyncio.Event()
         self.failure: Exception | None = None
         self.received = 0
@@ -144,6 +147,7 @@ class _Child(asyncio.SubprocessProtocol):
             self.closed.set()
 
     def process_exited(self) -> None:
+        self.exited.set()
         self.outcome.set()
 
     def tail(self) -> tuple[str, ...]:
@@ -176,16 +180,28 @@ async def _outcome(child: _Child, group: int, idle: float) -> None:
             raise TransportError(f"nothing moved on the line for {limit:.0f} seconds; given up")
 
 
-async def _end(group: int) -> None:
-    """End every process of a group and wait until they are gone."""
-    if not _members(group):
-        return
-    try:
-        _signal(group, signal.SIGTERM)
-        await _gone(group, GRACE_SECONDS)
-    finally:
-        _signal(group, signal.SIGKILL)
+async def _end(child: _Child, group: int) -> None:
+    """End every process of a group and wait until they are gone. A cancel meanwhile only makes it quicker."""
+    ending = asyncio.ensure_future(_end_politely(child, group))
+    cancelled = None
+    while not ending.done():
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            _signal(group, signal.SIGKILL)
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _end_politely(child: _Child, group: int) -> None:
+    _signal(group, signal.SIGTERM)
     await _gone(group, GRACE_SECONDS)
+    _signal(group, signal.SIGKILL)
+    await _gone(group, GRACE_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_SECONDS):
+            await child.exited.wait()
 
 
 async def _gone(group: int, seconds: float) -> None:
