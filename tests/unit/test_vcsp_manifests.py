@@ -125,7 +125,7 @@ def test_plain_hrefs_are_where_people_find_the_files() -> None:
             ["linux/debian%2012/debian.ovf", "linux/debian%2012/disk%201.vmdk"],
             "linux/debian%2012/item.json",
         ),
-        "file": (["iso/net%20inst.iso"], f"_items/{uuids['file']}/item.json"),
+        "file": (["iso/net%20inst.iso"], f"_items/{uuids['file']}/1/item.json"),
         "folder of its file's name": (["tool.zip/tool.zip"], "tool.zip/item.json"),
         "unpacked": (
             [f"_items/{uuids['unpacked']}/1/appliance.ovf"],

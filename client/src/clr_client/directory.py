@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,10 +14,10 @@ from clr_client.content.verify import verify
 from clr_client.errors import HeldError, ManifestError, StoreError
 from clr_client.publishing import content_of, select
 from clr_client.reporting.status import Held
-from clr_client.store import replace_file, unusable
+from clr_client.store import remove, replace_file, unusable
 from clr_client.vcsp import record
 from clr_client.vcsp.build import next_library
-from clr_client.vcsp.manifests import manifests
+from clr_client.vcsp.manifests import manifests, self_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,13 +105,24 @@ def _write(folder: Path, library: PublishedLibrary) -> bool:
     texts = manifests(library)
     changed = False
     for item in library.items:
-        place = folder / "_items" / item.uuid if item.key_is_file else folder / item.key
-        place.mkdir(parents=True, exist_ok=True)
-        changed |= _replace(place / "item.json", texts.item[item.id])
+        place = folder / self_path(library, item)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        changed |= _replace(place, texts.item[item.id])
     changed |= _replace(folder / "items.json", texts.items)
     changed |= _replace(folder / STATE, record.dump(library))
     changed |= _replace(folder / "lib.json", texts.lib)
+    _drop_old_manifests(folder, library)
     return changed
+
+
+def _drop_old_manifests(folder: Path, library: PublishedLibrary) -> None:
+    """Remove the manifests of single-file items' earlier versions; those of folders were replaced in place."""
+    current = {folder / self_path(library, item) for item in library.items}
+    for manifest in (folder / "_items").glob("*/*/item.json"):
+        if manifest not in current:
+            remove(manifest.parent)
+            with suppress(OSError):
+                manifest.parent.parent.rmdir()
 
 
 def _replace(path: Path, data: bytes) -> bool:

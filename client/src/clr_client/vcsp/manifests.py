@@ -42,9 +42,9 @@ def file_path(library: PublishedLibrary, item: PublishedItem, file: PublishedFil
 
 def self_path(library: PublishedLibrary, item: PublishedItem) -> str:
     """Where the item's item.json has to lie: a path relative to lib.json, not percent-encoded."""
-    if not _is_plain(library, item):
+    if not _is_plain(library, item) or item.key_is_file:
         return f"{_tree(item)}/item.json"
-    return f"{ITEM_TREES}/{item.uuid}/item.json" if item.key_is_file else f"{item.key}/item.json"
+    return f"{item.key}/item.json"
 
 
 def _is_plain(library: PublishedLibrary, item: PublishedItem) -> bool:
