@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -215,6 +216,21 @@ def test_saving_replaces_the_old_cache_at_once_and_forgets_files_that_are_gone(t
     _, *lines = (tmp_path / "cache").read_text().splitlines()
     assert [json.loads(line)[0] for line in lines] == [str(tmp_path / "kept")]
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning_and_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
+    (tmp_path / "f").write_bytes(b"x")
+    cache = DigestCache()
+    hash_file(tmp_path / "f", {"sha256"}, cache)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        cache.save(tmp_path / "cache")
+    assert "No space left on device" in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["f"]
 
 
 def test_a_damaged_line_of_the_cache_costs_only_itself(tmp_path):

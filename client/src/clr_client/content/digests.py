@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import stat
 import threading
@@ -16,6 +17,8 @@ from clr_client.text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
+
+log = logging.getLogger("clr.content")
 
 _HEADER = "content-library-rsync digests 1"
 _BUFFER = 1 << 20
@@ -78,7 +81,8 @@ class DigestCache:
     def save(self, path: Path) -> None:
         """Write the cache, if it changed, with temporary file, fsync and rename.
 
-        Entries that nobody asked for are dropped once their file is gone or another. Raises OSError.
+        Entries that nobody asked for are dropped once their file is gone or another. A cache that cannot be
+        written is only worth a warning: files are hashed again next time.
         """
         with self._lock:
             gone = [name for name in self._files if name not in self._asked and not self._current(name)]
@@ -89,12 +93,17 @@ class DigestCache:
             files = list(self._files.items())
             self._changed = False
         temporary = path.with_name(f".{path.name}.new")
-        with temporary.open("w", encoding="ascii") as stream:
-            stream.write(json.dumps(_HEADER) + "\n")
-            stream.writelines(json.dumps(entry) + "\n" for entry in files)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("w", encoding="ascii") as stream:
+                stream.write(json.dumps(_HEADER) + "\n")
+                stream.writelines(json.dumps(entry) + "\n" for entry in files)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            log.warning("digests could not be kept, so files will be hashed again: %s", error.strerror)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _current(self, name: str) -> bool:
         try:
