@@ -730,6 +730,37 @@ def test_junk_in_the_place_of_rsync_is_an_error_in_time(
     assert left_behind(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rsync --server --sender -tIRze.LsfxCIvu . wanted unwanted/f",
+        "rsync --server --sender -trIRze.LsfxCIvu . ./",
+        "rsync --server --sender -tIRze.LsfxCIvu . /proc/self/./../outside",
+        "rsync --server --sender -tlIRze.LsfxCIvu --files-from=- --from0 . .",
+        "rsync --server --sender -tlrDIRze.LsfxCIvu . ./",
+        "rsync --server --sender -tLIRze.LsfxCIvu --files-from=- --from0 . .",
+    ],
+)
+def test_a_server_that_sends_what_nobody_asked_for_writes_nothing_but_what_was(
+    library: Path, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    write(library / "wanted", b"wanted")
+    write(library / "unwanted" / "f", b"x")
+    write(tmp_path / "outside", b"outside")
+    (library / "link").symlink_to(tmp_path / "outside")
+    os.mkfifo(library / "fifo")
+    before = sorted(path for path in tmp_path.rglob("*") if mirror not in path.parents)
+    link = fake(tmp_path, monkeypatch, f"cd {library} && exec {command}")
+    with contextlib.suppress(TransportError):
+        bring(link, mirror, "wanted")
+    found = [path.relative_to(mirror).as_posix() for path in mirror.rglob("*")]
+    assert set(found) <= {"wanted"}
+    assert not any(path.is_symlink() for path in mirror.rglob("*"))
+    programs = {tmp_path / "programs", tmp_path / "programs" / "ssh"}
+    assert sorted(path for path in tmp_path.rglob("*") if mirror not in path.parents) == sorted({*before, *programs})
+    assert left_behind(tmp_path) == {}
+
+
 def test_endless_words_on_stderr_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "head -c 30000000 /dev/zero | tr '\\0' x >&2; yes | head -c 30000000 >&2; exit 255"
     with pytest.raises(TransportError) as caught:
