@@ -213,6 +213,13 @@ def test_a_member_name_that_cannot_be_shown_is_refused_in_printable_words(tmp_pa
     assert "whose name" in refusal(path)
 
 
+def test_a_member_name_longer_than_a_file_system_takes_is_refused(tmp_path):
+    entries = [entry("vm.ovf", OVF), entry("vm.vmdk", DISK)]
+    fits = archive(tmp_path / "a.ova", *entries, entry("n" * 255), form=tarfile.PAX_FORMAT)
+    assert len(inspect(fits).members) == 3
+    assert "not allowed" in refusal(archive(tmp_path / "b.ova", *entries, entry("é" * 128), form=tarfile.PAX_FORMAT))
+
+
 def test_the_envelope_has_to_come_first(tmp_path):
     path = archive(tmp_path / "vm.ova", entry("vm.vmdk", DISK), entry("vm.ovf", OVF))
     assert "does not begin with an .ovf" in refusal(path)
