@@ -1,175 +1,263 @@
-"""The container's process: serves at once, syncs now and then on schedule, and ends cleanly."""
+"""`clr run`: keeps the web site and the schedule alive, and owns the signals.
+
+SIGTERM and SIGINT end it, a second one at once; SIGHUP reads the certificate anew; SIGUSR1 syncs now.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import random
 import signal
-import sys
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clr_client import __version__, transport
-from clr_client.errors import ClrError
+from clr_client.errors import ClrError, LockedError
+from clr_client.settings import PREFIXES
 from clr_client.sync import synchronise
+from clr_client.text import span
 from clr_client.web import caddy
+from clr_client.web.health import BEAT, heartbeat
+from clr_client.web.site import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
-    from clr_client.reporting.status import Report
     from clr_client.settings import Settings
 
-log = logging.getLogger("clr.run")
+log = logging.getLogger("clr.daemon")
 
-SLICE_SECONDS = 30.0
-"""Longest sleep at a stretch: after a step of the wall clock the wait is measured anew this soon."""
-ALIVE_SECONDS = 15.0
-HARD_EXIT = 130
+SLICE = 30.0
+"""Longest sleep in seconds, after which the clock on the wall is looked at again."""
+STEP_BACK = timedelta(minutes=1)
+"""A clock that goes back by more has been set, not corrected."""
+UNWIND = 20.0
+"""Seconds that a cancelled sync gets to end its children."""
+MOST_COUNTED = 1000
 
 
 class Sync(Protocol):
-    """What the daemon runs on schedule."""
+    """One sync; raises ClrError for what is expected to go wrong."""
 
-    def __call__(self, settings: Settings, *, trigger: str) -> Awaitable[Report]:
-        """Sync once."""
+    def __call__(self, settings: Settings, *, trigger: str) -> Awaitable[object]:
+        """Run one sync."""
         ...
 
 
-async def run(settings: Settings, sync: Sync = synchronise) -> int:
-    """Serve and sync until SIGTERM or SIGINT; return the exit code.
+async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = None) -> int:
+    """Serve at once, sync now, then sync on schedule until a signal ends it. Returns the exit code.
 
-    SIGUSR1 syncs now, SIGHUP reads certificates again, a second SIGTERM ends everything at once.
-
-    :raises SettingsError: there is no server to pull from.
+    :raises ClrError: it cannot even start: no server named, or the web server cannot be run at all.
     """
     settings.require_peer()
-    await _introduce(settings)
-    wake = asyncio.Event()
-    web = caddy.Caddy(settings)
+    site = site or Site(settings)
+    work = Work(settings, sync)
+    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
 
-    def stop(number: signal.Signals) -> None:
-        if stopped.is_set():
-            log.warning("%s again: ending at once", number.name)
-            os._exit(HARD_EXIT)
-        log.info("%s: ending", number.name)
-        stopped.set()
+    def stop(name: str) -> None:
+        if stopping.is_set():
+            log.warning("%s again: ending at once", name)
+            site.caddy.kill()
+            os._exit(1)
+        log.info("%s: stopping", name)
+        stopping.set()
+
+    background: set[asyncio.Task[None]] = set()
+
+    def refresh() -> None:
+        task = asyncio.create_task(site.refresh(force=True))
+        background.add(task)
+        task.add_done_callback(background.discard)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGUSR1, wake.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _in_background(web.refresh()))
-    settings.clr_run_dir.mkdir(parents=True, exist_ok=True)
-    await web.start()
-    tasks = [asyncio.create_task(_keep_syncing(settings, sync, wake)), asyncio.create_task(_show_life(settings))]
-    waiting = asyncio.create_task(stopped.wait())
+        loop.add_signal_handler(number, stop, number.name)
+    loop.add_signal_handler(signal.SIGHUP, refresh)
+    loop.add_signal_handler(signal.SIGUSR1, work.asked.set)
     try:
-        await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (waiting, *tasks):
+        await _introduce(settings)
+        await _unless(stopping, site.start())
+        tasks = [
+            asyncio.create_task(_for_ever(lambda: _beat(settings), "heartbeat")),
+            asyncio.create_task(_for_ever(site.watch, "certificate watch")),
+            asyncio.create_task(_for_ever(work.go, "schedule")),
+        ]
+        await stopping.wait()
+        for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        await web.stop()
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    log.info("ended")
+        _, hanging = (await asyncio.gather(asyncio.wait(tasks, timeout=UNWIND), site.stop()))[0]
+        if hanging:
+            log.error("the sync did not stop within %.0f s", UNWIND)
+    finally:
+        await site.stop()
+        heartbeat(settings).unlink(missing_ok=True)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            loop.remove_signal_handler(number)
+    log.info("stopped")
     return 0
 
 
-_background: set[asyncio.Task[None]] = set()
+class Work:
+    """The schedule: runs in sequence, never two at once, and none made up for.
 
+    ``asked`` is set to have a sync now, or right after the one that is running.
+    """
 
-def _in_background(work: Awaitable[None]) -> None:
-    task = asyncio.ensure_future(work)
-    _background.add(task)
-    task.add_done_callback(_background.discard)
+    def __init__(
+        self,
+        settings: Settings,
+        sync: Sync,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        slice_: float = SLICE,
+    ) -> None:
+        self.settings, self.sync, self.now, self.slice = settings, sync, now, slice_
+        self.asked = asyncio.Event()
+        self.skipped = 0
+        """Scheduled runs that fell into another run."""
+        self._capped = False
+        self._trigger = "start"
+
+    async def go(self) -> None:
+        """Sync now, then on schedule, for ever."""
+        while True:
+            trigger, self._trigger = self._trigger, "schedule"
+            started = self.now()
+            await self._sync(trigger)
+            self._count_skipped(started)
+            self._trigger = await self.due()
+
+    async def due(self) -> str:
+        """Wait until the next sync is due, and return what triggers it: schedule, or hand."""
+        reference = self.now()
+        next_run = self._next(reference)
+        log.info("the next sync is due %s", self._local(next_run))
+        while (remaining := (next_run - self.now()).total_seconds()) > 0:
+            if await self._asked_within(min(remaining, self.slice)):
+                return "hand"
+            now = self.now()
+            if now < reference - STEP_BACK:
+                next_run = self._next(now)
+                log.warning("the clock was set back; the next sync is due %s", self._local(next_run))
+            reference = now
+        return "hand" if self.settings.sync_delay and await self._delayed(next_run) else "schedule"
+
+    async def _delayed(self, due: datetime) -> bool:
+        """Wait a random time, so that sites do not start together. True when asked to sync at once."""
+        interval = (self._next(due) - due).total_seconds()
+        longest = float(self.settings.sync_delay_max_seconds)
+        if longest > interval:
+            if not self._capped:
+                log.warning(
+                    "SYNC_DELAY_MAX_SECONDS=%.0f is longer than the time between syncs; capped at %.0f s",
+                    longest,
+                    interval,
+                )
+            self._capped = True
+            longest = interval
+        delay = random.SystemRandom().uniform(0, longest)
+        log.info("waiting %s before this sync (SYNC_DELAY)", span(delay))
+        return await self._asked_within(delay)
+
+    async def _asked_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self.asked.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _sync(self, trigger: str) -> None:
+        """Run one sync; whatever goes wrong in it is logged, and the next one may do better."""
+        self.asked.clear()
+        log.info("sync starts (%s)", trigger)
+        try:
+            await self.sync(self.settings, trigger=trigger)
+        except LockedError as error:
+            log.warning("sync skipped: %s", error)
+        except ClrError as error:
+            log.error("sync failed: %s", error)
+        except Exception:
+            log.exception("sync failed unexpectedly; please report this")
+
+    def _count_skipped(self, started: datetime) -> None:
+        ended, count, instant = self.now(), 0, started
+        while count < MOST_COUNTED and (instant := self._next(instant)) <= ended:
+            count += 1
+        self.skipped += count
+        if count:
+            log.warning("%d scheduled syncs were skipped while this one ran", count)
+
+    def _next(self, instant: datetime) -> datetime:
+        return self.settings.sync_schedule.next_after(instant, self.settings.tz)
+
+    def _local(self, instant: datetime) -> str:
+        return instant.astimezone(self.settings.tz).strftime("%a %Y-%m-%d %H:%M %Z")
 
 
 async def _introduce(settings: Settings) -> None:
-    versions = {**await asyncio.to_thread(transport.versions), **await asyncio.to_thread(caddy.versions)}
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    log.info("Content Library Rsync %s; %s", __version__, shown)
-    if warning := transport.rsync_warning(versions["rsync"]):
+    programs = await asyncio.to_thread(lambda: {**transport.versions(), **caddy.versions()})
+    log.info("clr %s, %s", __version__, ", ".join(f"{name} {text}" for name, text in programs.items()))
+    if warning := transport.rsync_warning(programs["rsync"]):
         log.warning("%s", warning)
-    log.info(
-        "library %r from %s; schedule %s (%s)",
-        settings.library_name,
-        ", ".join(str(peer) for peer in settings.peers),
-        settings.sync_schedule,
-        settings.tz.key,
-    )
+    log.info("settings: %s", " ".join(describe(settings)))
 
 
-async def _show_life(settings: Settings) -> None:
-    """Touch a file as long as the event loop turns, for the healthcheck."""
-    while True:
-        (settings.clr_run_dir / "alive").touch()
-        await asyncio.sleep(ALIVE_SECONDS)
-
-
-async def _keep_syncing(settings: Settings, sync: Sync, wake: asyncio.Event) -> None:
-    """Sync now, then at each scheduled instant. Runs follow one another, so they never overlap."""
-    await _sync_once(settings, sync, "start")
-    while True:
-        due = settings.sync_schedule.next_after(datetime.now(UTC), settings.tz)
-        log.info("next sync: %s", due.astimezone(settings.tz).strftime("%a %Y-%m-%d %H:%M %Z"))
-        if await _sleep_until(due, wake):
-            await _sync_once(settings, sync, "signal")
+def describe(settings: Settings) -> list[str]:
+    """The settings that matter for one line of log: NAME=value, secrets only as ``set``."""
+    lines = []
+    for field in dataclasses.fields(settings):
+        value: Any = getattr(settings, field.name)
+        default = field.metadata["type"].convert(field.metadata["default"], None, None)
+        name = field.name.upper()
+        if value == default or not name.startswith((*PREFIXES, "TZ")):
             continue
-        delay = _jitter(settings, due)
-        if delay:
-            log.info("waiting %d s (SYNC_DELAY)", delay.total_seconds())
-        await _sleep_until(datetime.now(UTC) + delay, wake)
-        await _sync_once(settings, sync, "schedule")
-        _report_missed(settings, due)
+        if field.metadata["secret"]:
+            lines.append(f"{name}=(set)")
+        elif name == "SYNC_PEER":
+            lines.append(f"{name}={','.join(map(str, settings.peers))}")
+        else:
+            lines.append(f"{name}={_plain(value)}")
+    return lines
 
 
-async def _sleep_until(due: datetime, wake: asyncio.Event) -> bool:
-    """Wait for an instant by the wall clock, however it is stepped; whether the wait was cut short by ``wake``."""
-    while (left := (due - datetime.now(UTC)).total_seconds()) > 0:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(left, SLICE_SECONDS)):
-                await wake.wait()
-                wake.clear()
-                return True
-    return False
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, timedelta):
+        return f"{value.total_seconds():.0f}s"
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f'"{text}"' if " " in text else text
 
 
-def _jitter(settings: Settings, due: datetime) -> timedelta:
-    """Choose the random wait before a scheduled sync: shorter than the time to the one after it."""
-    if not settings.sync_delay:
-        return timedelta()
-    most = float(settings.sync_delay_max_seconds)
-    interval = (settings.sync_schedule.next_after(due, settings.tz) - due).total_seconds()
-    if most >= interval:
-        log.warning(
-            "SYNC_DELAY_MAX_SECONDS=%d is longer than the schedule's interval; %d s are used", most, interval / 2
-        )
-        most = interval / 2
-    return timedelta(seconds=random.uniform(0, most))  # noqa: S311 - spreads load, guards nothing
+async def _unless(event: asyncio.Event, work: Awaitable[None]) -> None:
+    """Do the work, unless the event comes first."""
+    doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if doing.done():
+        doing.result()
+    else:
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
 
 
-def _report_missed(settings: Settings, due: datetime) -> None:
-    """Say how many scheduled instants a long run swallowed; they are not made up for."""
-    missed, now = 0, datetime.now(UTC)
-    while (due := settings.sync_schedule.next_after(due, settings.tz)) <= now and missed < 1000:
-        missed += 1
-    if missed:
-        log.warning("%d scheduled syncs were skipped because the last one took that long", missed)
+async def _for_ever(work: Callable[[], Awaitable[None]], name: str) -> None:
+    """Do something that never ends, again when it does end by a defect."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("the %s failed and goes on; please report this", name)
+        await asyncio.sleep(BEAT)
 
 
-async def _sync_once(settings: Settings, sync: Sync, trigger: str) -> None:
-    """Sync; whatever goes wrong is said in the log and ends nothing else."""
-    try:
-        await sync(settings, trigger=trigger)
-    except ClrError as error:
-        log.error("sync failed: %s", error)
-    except Exception:
-        log.exception("sync failed in a way that nobody expected; please report this")
-    sys.stdout.flush()
+async def _beat(settings: Settings) -> None:
+    file = heartbeat(settings)
+    while True:
+        with contextlib.suppress(OSError):
+            file.touch()
+            os.utime(file)
+        await asyncio.sleep(BEAT)

@@ -1,0 +1,149 @@
+"""cert.pem and key.pem of TLS_CUSTOM_CERT, tried out before Caddy gets them.
+
+The pair does a handshake with itself in memory, with OpenSSL on both sides: what is refused here a subscriber would
+refuse too, and nothing parses certificates by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from clr_client.errors import WebServerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ("cert.pem", "key.pem")
+SOON = timedelta(days=21)
+NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python has no name for
+REMEDY = "Put a working pair there; it is picked up within seconds, without a restart"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate with its chain and its key, both PEM, and what is to be said about them."""
+
+    certificate: str
+    key: str = field(repr=False)
+    not_after: datetime
+    warnings: tuple[str, ...] = ()
+
+    def expiry(self, now: datetime) -> str:
+        """A warning when the certificate ends soon or has ended, else an empty text."""
+        if now >= self.not_after:
+            return f"the certificate expired on {self.not_after:%Y-%m-%d %H:%M} UTC; subscribers may refuse this site"
+        if self.not_after - now < SOON:
+            return f"the certificate expires on {self.not_after:%Y-%m-%d %H:%M} UTC; replace it before"
+        return ""
+
+
+def load_pair(folder: Path, name: str, now: datetime) -> Pair:
+    """Read and try the pair in ``folder``; blocking.
+
+    :param name: the site's name. A certificate for another one gives a warning: vSphere, which pins certificates, may
+        still accept it.
+    :param now: aware; outside the certificate's time the pair is refused.
+    :raises WebServerError: missing, unreadable, not a pair, or outside its time: one line that names the file.
+    """
+    certificate, key = (_read(folder / file) for file in NAMES)
+    if "ENCRYPTED" in key:
+        raise WebServerError(
+            f"{folder / NAMES[1]} is encrypted", "Remove its passphrase: openssl pkey -in … -out key.pem"
+        )
+    described = _handshake(folder, certificate)
+    begins, ends = (_time(described[name]) for name in ("notBefore", "notAfter"))
+    if now >= ends:
+        raise WebServerError(f"{folder / NAMES[0]} expired on {ends:%Y-%m-%d %H:%M} UTC", REMEDY)
+    if now < begins:
+        raise WebServerError(f"{folder / NAMES[0]} is not valid before {begins:%Y-%m-%d %H:%M} UTC", REMEDY)
+    warnings = []
+    if not _names(folder, certificate, name):
+        known = ", ".join(value for _, value in described.get("subjectAltName", ())) or "no name at all"
+        warnings.append(f"{folder / NAMES[0]} is not for TLS_NAME={name} but for {known}; it is used all the same")
+    return Pair(certificate, key, ends, tuple(warnings))
+
+
+def stamp(folder: Path) -> tuple[tuple[int, ...] | None, ...]:
+    """What changes when one of the files is replaced; links, as Kubernetes makes them, are followed."""
+    found: list[tuple[int, ...] | None] = []
+    for file in NAMES:
+        try:
+            status = (folder / file).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+    return tuple(found)
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        raise WebServerError(f"{path} is missing, and TLS_CUSTOM_CERT=true needs it", REMEDY) from None
+    except OSError as error:
+        raise WebServerError(f"{path} cannot be read ({error.strerror}, uid {os.geteuid()})", REMEDY) from None
+    if "-----BEGIN " not in text:
+        raise WebServerError(f"{path} is not in PEM form (no BEGIN line)", REMEDY)
+    return text
+
+
+def _handshake(folder: Path, certificate: str) -> dict[str, Any]:
+    """Connect the pair with itself at any time and under any name, and describe the certificate."""
+    try:
+        server, client = _contexts(folder, certificate)
+        client.check_hostname = False
+        client.verify_flags |= NO_CHECK_TIME
+        return _connect(server, client, None)
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        if "values mismatch" in reason:
+            raise WebServerError(f"key.pem does not belong to cert.pem in {folder}", REMEDY) from None
+        raise WebServerError(f"cert.pem and key.pem in {folder} cannot be used ({reason})", REMEDY) from None
+
+
+def _names(folder: Path, certificate: str, name: str) -> bool:
+    server, client = _contexts(folder, certificate)
+    client.verify_flags |= NO_CHECK_TIME
+    try:
+        _connect(server, client, name)
+    except ssl.SSLCertVerificationError:
+        return False
+    return True
+
+
+def _contexts(folder: Path, certificate: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for context in (server, client):
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # not stricter than Caddy
+    server.load_cert_chain(folder / NAMES[0], folder / NAMES[1], password="")
+    leaf = certificate[certificate.index("-----BEGIN ") :].split("-----END CERTIFICATE-----")[0]
+    client.load_verify_locations(cadata=f"{leaf}-----END CERTIFICATE-----\n")
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return server, client
+
+
+def _connect(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None) -> dict[str, Any]:
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(back, there, server_hostname=name),
+        server.wrap_bio(there, back, server_side=True),
+    ]
+    waiting = list(ends)
+    while waiting:
+        for end in tuple(waiting):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            waiting.remove(end)
+    return dict(ends[0].getpeercert() or {})
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC)
