@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clr_client.plan import ItemPlan
     from clr_client.pull import Pulled
     from clr_client.settings import Settings
-    from clr_client.vcsp.model import PublishedLibrary
+    from clr_client.vcsp.model import PublishedItem, PublishedLibrary
 
 log = logging.getLogger("clr.sync")
 
@@ -59,7 +59,7 @@ async def publish(
         href_style=settings.library_hrefs,
         per_item_generations=settings.library_generation_num == "item",
     )
-    if library != published or store.current_number() is None:
+    if library != published or store.current_number() is None or not store.holds(library):
         found = {key: item for key, (item, _) in verified.items()}
         sources = _tree_sources(store, library, published, found)
         number = await asyncio.to_thread(store.publish, library, sources)
@@ -98,7 +98,10 @@ async def _verify(store: Store, pulled: Pulled) -> tuple[dict[str, tuple[Verifie
                     log.warning("%s: %s", item.key, warning)
     finally:
         stop.set()
-        digests.save(store.digests)
+        try:
+            digests.save(store.digests)
+        except OSError as error:
+            log.warning("digests cannot be kept, so files are read again next time: %s", error)
     return verified, held
 
 
@@ -168,11 +171,14 @@ def _tree_sources(
     before = {item.id: item for item in published.items} if published else {}
     sources = {}
     for item in library.items:
-        if item.key in verified:
-            found = verified[item.key]
+        found = verified.get(item.key)
+        if found and {file.name: f"sha256:{file.sha256}" for file in found.files} == _digests(item):
             files = {file.name: file.path for file in found.files if file.path is not None}
             sources[item.id] = TreeSource(files, found.archive)
-        elif item.id in before:
-            tree = store.tree(before[item.id])
+        elif item.id in before and (tree := store.tree(before[item.id])).is_dir():
             sources[item.id] = TreeSource({file.name: tree / file.name for file in item.files})
     return sources
+
+
+def _digests(item: PublishedItem) -> dict[str, str]:
+    return {file.name: file.digest for file in item.files}

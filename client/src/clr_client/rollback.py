@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from clr_client.errors import ManifestError
-from clr_client.store import TreeSource, replace_file
+from clr_client.errors import ClrError, ManifestError
+from clr_client.reporting import status as statuses
+from clr_client.store import TreeSource, replace_file, unusable
+from clr_client.sync import describe_library
 from clr_client.vcsp.build import next_library
 from clr_client.vcsp.model import as_content
 
@@ -21,37 +24,60 @@ log = logging.getLogger("clr.rollback")
 
 
 def roll_back(settings: Settings, store: Store, number: int | None) -> int:
-    """Publish generation ``number`` again (None: the one before the current) and keep syncs from publishing over it.
+    """Publish generation ``number`` again (None: the one before) and keep syncs from publishing over it.
 
     :returns: the number of the new generation.
     :raises ManifestError: there is no such generation, or nothing was ever published.
     """
     with store.locked("rollback"):
         store.prepare()
-        current = store.published()
-        here = store.current_number()
-        if current is None or here is None:
-            raise ManifestError("nothing was ever published, so there is nothing to roll back to", "Run: clr sync")
-        older = [kept for kept in store.generation_numbers() if kept < here]
-        if number is None and not older:
-            raise ManifestError("only one generation is kept, so there is none to roll back to", "See LIBRARY_KEEP")
-        target = older[-1] if number is None else number
-        wanted = store.read_generation(target)
-        before = _revive(store, current, wanted)
-        library = next_library(
-            before,
-            wanted.name,
-            [as_content(item) for item in wanted.items],
-            now=datetime.now(UTC),
-            href_style=settings.library_hrefs,
-            per_item_generations=settings.library_generation_num == "item",
+        try:
+            published = _roll_back(settings, store, number)
+            status = dataclasses.replace(statuses.load(store.status), published=True, library=describe_library(store))
+            replace_file(store.status, statuses.dump(status))
+        except OSError as error:
+            raise unusable(store.root, error) from error
+        return published
+
+
+def _roll_back(settings: Settings, store: Store, number: int | None) -> int:
+    current = store.published()
+    here = store.current_number()
+    if current is None or here is None:
+        raise ManifestError("nothing was ever published, so there is nothing to roll back to", "Run: clr sync")
+    target = number or _before(store, here)
+    wanted = store.read_generation(target)
+    before = _revive(store, current, wanted)
+    library = next_library(
+        before,
+        wanted.name,
+        [as_content(item) for item in wanted.items],
+        now=datetime.now(UTC),
+        href_style=settings.library_hrefs,
+        per_item_generations=settings.library_generation_num == "item",
+    )
+    if library is before and before != current:
+        library = dataclasses.replace(before, version=current.version + 1)
+    was_pinned = store.pin.exists()
+    replace_file(store.pin, f"{target}\n".encode())
+    try:
+        return here if library == current else store.publish(library, _sources(store, library, wanted))
+    except ClrError:
+        if not was_pinned:
+            store.pin.unlink()
+        raise
+
+
+def _before(store: Store, here: int) -> int:
+    """Return the generation before the current one; after a rollback, before the one rolled back to."""
+    pinned = store.pin.read_text(encoding="ascii", errors="replace").strip() if store.pin.exists() else ""
+    newest = int(pinned) if pinned.isdecimal() else here
+    older = [kept for kept in store.generation_numbers() if kept < newest]
+    if not older:
+        raise ManifestError(
+            f"no generation before {newest} is kept, so there is none to roll back to", "See LIBRARY_KEEP"
         )
-        if library is before and before != current:
-            library = dataclasses.replace(before, version=current.version + 1)
-        replace_file(store.pin, f"{target}\n".encode())
-        if library == current:
-            return here
-        return store.publish(library, _sources(store, library, wanted))
+    return older[-1]
 
 
 def release(store: Store) -> bool:
@@ -68,9 +94,10 @@ def _revive(store: Store, current: PublishedLibrary, wanted: PublishedLibrary) -
     ids = {item.id for item in current.items}
     newest: dict[str, PublishedItem] = {}
     for number in store.generation_numbers():
-        for item in store.read_generation(number).items:
-            if item.id not in newest or newest[item.id].version < item.version:
-                newest[item.id] = item
+        with suppress(ManifestError):
+            for item in store.read_generation(number).items:
+                if item.id not in newest or newest[item.id].version < item.version:
+                    newest[item.id] = item
     revived = [
         dataclasses.replace(newest[item.id], key=item.key, version=newest[item.id].version + 1)
         for item in wanted.items

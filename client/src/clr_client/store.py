@@ -238,7 +238,10 @@ class Store:
             for item in library.items:
                 if (item.uuid, str(item.version)) not in published or not self.tree(item).is_dir():
                     if item.id not in sources:
-                        raise StoreError(f"the files of {item.name!r} are gone from the volume", "Run: clr sync")
+                        raise StoreError(
+                            f"the files of {item.name!r} are gone from the volume and cannot come again now",
+                            "Leave it out (SYNC_EXCLUDE), or see why it is held: clr status",
+                        )
                     self._build_tree(item, texts.item[item.id], sources[item.id])
             self._build_generation(number, library, texts.lib, texts.items)
             self._flip(number)

@@ -23,7 +23,7 @@ from clr_client.pull import Job, Pulled, list_only, pull
 from clr_client.reporting import status as statuses
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
 from clr_client.reporting.status import Held, Report
-from clr_client.store import Store, replace_file
+from clr_client.store import Store, replace_file, unusable
 
 if TYPE_CHECKING:
     from clr_client.settings import Settings
@@ -51,8 +51,12 @@ async def synchronise(
         watching = Observers(observer or LogLines(), ProgressFile(store.progress))
         try:
             report = await _sync(settings, store, report, watching, allow_deletes=allow_deletes)
-        except ClrError as error:
-            report = dataclasses.replace(report, result=statuses.FAILED, error=str(error))
+        except OSError as error:
+            failure = unusable(store.root, error)
+            report = dataclasses.replace(report, result=statuses.FAILED, error=str(failure))
+            raise failure from error
+        except Exception as error:
+            report = dataclasses.replace(report, result=statuses.FAILED, error=str(error) or repr(error))
             raise
         except asyncio.CancelledError:
             report = dataclasses.replace(
