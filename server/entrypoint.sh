@@ -54,7 +54,7 @@ make_account() {
 
 save() { # FILE UMASK: writes the host key that stands on its input, whole or not at all
     # shellcheck disable=SC2016 # the inner shell's own variables
-    as_owner "$host_keys" sh -c 'umask "$2" && cat >"$1.new" && mv -f "$1.new" "$1"' sh "$1" "$2" ||
+    as_owner "$host_keys" sh -c 'umask "$2" && cat >"$1.new" && mv -f "$1.new" "$1"' sh "$1" "$2" 2>/dev/null ||
         fail "$host_keys: the new host keys cannot be saved here; the folder's owner must be allowed to write"
 }
 
@@ -196,7 +196,9 @@ sshd=/usr/sbin/sshd
 for option in KexAlgorithms=mlkem768x25519-sha256,sntrup761x25519-sha512,sntrup761x25519-sha512@openssh.com PerSourcePenalties=no; do
     ! "$sshd" -t -o "$option" "$@" 2>/dev/null || set -- -o "$option" "$@"
 done
-"$sshd" -D -e "$@" 2>&3 3>&- &
+# Its log is opened so that a write never waits: when nobody takes the container's output, lines are lost and logins go on.
+python3 -ISc 'import os, sys; os.set_blocking(2, False); os.execv(sys.argv[1], sys.argv[1:])' \
+    "$sshd" -D -e "$@" 2>"$run/log" 3>&- &
 sshd=$!
 pause=
 

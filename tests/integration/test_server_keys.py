@@ -199,29 +199,3 @@ def test_several_keys_in_one_file_are_all_taken(library: Path, tmp_path: Path) -
     with server:
         for identity in identities:
             assert lists(server, identity).returncode == 0
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root to give files away")
-def test_keys_in_a_private_folder_of_another_user_are_read_without_capabilities(library: Path, tmp_path: Path) -> None:
-    # The container's root has no capability to read what it does not own.
-    wrapper = ["setpriv", "--bounding-set=-all,+setuid,+setgid,+sys_chroot", "--"]
-    server = Server(library, tmp_path / "s", wrapper=wrapper)
-    for path in (
-        server.key_folder,
-        *server.key_folder.iterdir(),
-        server.host_key_folder,
-        *server.host_key_folder.iterdir(),
-    ):
-        os.chown(path, 12345, 12345)
-    server.key_folder.chmod(0o700)
-    server.host_key_folder.chmod(0o700)
-    (server.key_folder / "foreign.pub").write_text("secret")
-    (server.key_folder / "foreign.pub").chmod(0o600)
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_uid == 0 and parent.stat().st_mode & 0o005 == 0:
-            parent.chmod(0o755)
-    with server:
-        assert "accepted for site" in line_about(server, "identity.pub")
-        assert "cannot be read" in line_about(server, "foreign.pub")
-        answer = lists(server)
-        assert answer.returncode == 0, answer.stderr

@@ -112,17 +112,17 @@ def test_a_client_whose_line_died_is_dropped_and_its_end_logged(library: Path, t
 def test_a_log_that_nobody_reads_does_not_hold_up_a_transfer(library: Path, tmp_path: Path) -> None:
     with Server(library, tmp_path / "s") as server:
         assert server.process is not None
-        readers = [
-            pid for pid in descendants(server.process.pid) if Path(f"/proc/{pid}/comm").read_text().strip() == "grep"
-        ]
+        processes = {pid: Path(f"/proc/{pid}/stat") for pid in descendants(server.process.pid)}
+        readers = [pid for pid, stat in processes.items() if " (grep) " in stat.read_text()]
         assert len(readers) == 1
         os.kill(readers[0], signal.SIGSTOP)
+        wait_until(lambda: " (grep) T " in processes[readers[0]].read_text(), what="the reader to stand still")
         fifo = os.open(server.run_folder / "log", os.O_WRONLY | os.O_NONBLOCK)
         try:
             with pytest.raises(BlockingIOError):
                 while True:
                     os.write(fifo, b"x" * 4095 + b"\n")
-            subprocess.run(server.rsync("host:file", str(tmp_path)), check=True, timeout=20)
+            subprocess.run(server.rsync("host:file", str(tmp_path)), check=True, timeout=30)
         finally:
             os.close(fifo)
             os.kill(readers[0], signal.SIGCONT)
