@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -218,7 +219,9 @@ def test_secrets_of_this_process_are_not_in_the_environment_of_its_children(
     environment = fake(tmp_path, monkeypatch, f"env > {tmp_path}/env; exit 255")
     with pytest.raises(TransportError):
         listing(environment)
-    names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
+    lines = (tmp_path / "env").read_text().splitlines()
+    assert {"TZ=UTC", "LC_ALL=C"} <= set(lines)
+    names = {line.partition("=")[0] for line in lines}
     assert names - {"PWD", "OLDPWD", "SHLVL", "_"} <= {"PATH", "TZ", "LC_ALL", "HOME"}
 
 
@@ -621,19 +624,22 @@ def as_nobody() -> str:
     return "setpriv --reuid=65534 --regid=65534 --clear-groups" if os.geteuid() == 0 else ""
 
 
-def open_to_nobody(path: Path) -> None:
-    for folder in path.parents:
-        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o111)
+@pytest.fixture
+def shared_library() -> Iterator[Path]:
+    """A library that another account can reach: pytest keeps its own folders closed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
 
 
 def test_an_unreadable_file_leaves_the_others_and_is_named(
-    library: Path, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_library: Path, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_to_nobody(library)
-    write(library / "a", b"a")
-    write(library / "locked", b"x").chmod(0)
-    link = fake(tmp_path, monkeypatch, local(library, as_nobody()), idle_timeout=timedelta(seconds=20))
+    write(shared_library / "a", b"a")
+    write(shared_library / "locked", b"x").chmod(0)
+    link = fake(tmp_path, monkeypatch, local(shared_library, as_nobody()), idle_timeout=timedelta(seconds=20))
     files = listing(link)
     assert [file.path for file in files.files] == ["a", "locked"]
     transfer = bring(link, mirror, "a", "locked")
@@ -643,28 +649,28 @@ def test_an_unreadable_file_leaves_the_others_and_is_named(
 
 
 def test_an_unreadable_folder_makes_the_listing_incomplete(
-    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_to_nobody(library)
-    write(library / "a" / "a", b"a")
-    write(library / "locked" / "x", b"x").parent.chmod(0)
-    link = fake(tmp_path, monkeypatch, local(library, as_nobody()), idle_timeout=timedelta(seconds=20))
+    write(shared_library / "a" / "a", b"a")
+    write(shared_library / "locked" / "x", b"x").parent.chmod(0)
+    link = fake(tmp_path, monkeypatch, local(shared_library, as_nobody()), idle_timeout=timedelta(seconds=20))
     found = listing(link)
     assert [file.path for file in found.files] == ["a/a"]
     assert not found.complete
     assert any("locked" in line for line in found.problems)
 
 
+@pytest.mark.parametrize("mode", [0, 0o111])
 def test_a_library_that_the_account_cannot_read_is_an_error_and_not_an_empty_library(
-    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
-    open_to_nobody(library)
-    write(library / "a", b"a")
-    library.chmod(0)
-    link = fake(tmp_path, monkeypatch, local(library, as_nobody()), idle_timeout=timedelta(seconds=20))
-    with pytest.raises(TransportError):
-        found = listing(link)
-        assert found.files or not found.complete, "an empty library was believed"
+    write(shared_library / "a", b"a")
+    shared_library.chmod(mode)
+    link = fake(tmp_path, monkeypatch, local(shared_library, as_nobody()), idle_timeout=timedelta(seconds=20))
+    with pytest.raises(TransportError) as caught:
+        listing(link)
+    assert not caught.value.retryable
+    assert "Permission denied" in caught.value.message
 
 
 def test_a_server_that_says_nothing_is_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

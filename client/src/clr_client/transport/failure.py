@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from clr_client.errors import HostKeyError, TransportError
-from clr_client.transport.rsync import EXIT_TEXTS, REMOTE_SHELL_FAILED, RETRYABLE, SOME_UNREADABLE
+from clr_client.transport.rsync import EXIT_TEXTS, REMOTE_SHELL_FAILED, RETRYABLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,9 +56,9 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
 
 
 def source_failure(ended: Ended, link: Link) -> TransportError:
-    """The error for a library that could not be read at all (status 23 and not a single entry)."""
+    """The error for a library that could not be read (status 23 or 24, and not a single file)."""
     return TransportError(
-        f"the server {link.peer} cannot read its library (rsync code {SOME_UNREADABLE}){_with(ended.stderr)}",
+        f"the server {link.peer} cannot read its library (rsync code {ended.code}){_with(ended.stderr)}",
         "Check at the server that the folder is mounted and readable by its account",
         retryable=False,
     )

@@ -55,9 +55,10 @@ async def list_source(link: Link) -> Listing:
     ended = await run(list_argv(link), on_output=parser.feed, idle=link.idle_timeout)
     if ended.code not in (0, *INCOMPLETE):
         raise await _failure(ended, link)
-    if ended.code and not parser.entries:
+    files = parser.finish()
+    if ended.code and not files:
         raise source_failure(ended, link)
-    return Listing(parser.finish(), ended.code == 0, (*ended.stderr, *parser.notes)[:MAX_PROBLEMS])
+    return Listing(files, ended.code == 0, (*ended.stderr, *parser.notes)[:MAX_PROBLEMS])
 
 
 async def fetch(
