@@ -155,6 +155,7 @@ def test_a_read_error_of_the_disk_holds_the_item(tmp_path, monkeypatch):
 def test_hashing_can_be_stopped(tmp_path):
     (tmp_path / "f").write_bytes(b"x")
     stop = threading.Event()
+    assert hash_file(tmp_path / "f", {"sha256"}, DigestCache(), stop=stop)
     stop.set()
     with pytest.raises(HeldError, match="stopped"):
         hash_file(tmp_path / "f", {"sha256"}, DigestCache(), stop=stop)
