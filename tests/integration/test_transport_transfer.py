@@ -338,22 +338,6 @@ def test_what_arrived_before_a_cancel_is_not_sent_again_and_no_process_is_left(
     assert partials(mirror) == {}
 
 
-def test_neither_what_arrived_nor_what_the_old_version_has_is_sent_again_after_several_cuts(
-    library: Path, link: Link, mirror: Path
-) -> None:
-    old, new = noise(24 * MIB, 1), noise(12 * MIB, 2)
-    write(mirror / "disk", old, 1_600_000_000)
-    write(library / "disk", new + old[12 * MIB :])
-    cut(link, mirror, "disk", after=4 * MIB, bandwidth="3m")
-    arrived = partials(mirror)["disk"].stat().st_size
-    assert arrived > 3 * MIB
-    cut(link, mirror, "disk", after=arrived + MIB, bandwidth="1500k")
-    transfer = bring(link, mirror, "disk")
-    assert transfer.literal < 12 * MIB - arrived + MIB
-    assert (mirror / "disk").read_bytes() == (library / "disk").read_bytes()
-    assert partials(mirror) == {}
-
-
 def test_what_a_killed_rsync_left_is_found_and_not_sent_again(library: Path, link: Link, mirror: Path) -> None:
     write(library / "a" / "disk.vmdk", noise(24 * MIB))
 

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 from clr_client.transport.rsync import PARTIAL_DIR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-PIECE = 8 << 20
-TAIL = 64 << 10
 # rsync writes NAME as .NAME.XXXXXX beside it. Dotfiles never come over, so nothing of the library is so called.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[A-Za-z0-9]{6}", re.DOTALL)
 
@@ -66,47 +64,6 @@ def rescue(mirror: Path) -> int:
             with contextlib.suppress(OSError):
                 (mirror / folder).rmdir()
     return count
-
-
-def resume(mirror: Path, paths: Iterable[str], basis: Path | None, stop: Callable[[], bool]) -> None:
-    """Append to each partial file the old version of its file: from ``mirror``, else from ``basis``.
-
-    rsync takes one basis, and a partial file goes before an old version: all that only the old version has would be
-    sent again. A partial file with the old version behind it serves as both, and rsync goes on in it, so that a
-    further interruption loses nothing either. One that already ends like the old version is left as it is.
-
-    :param stop: asked between pieces; when it says so, the rest is left undone, which does no harm.
-    :raises OSError: the mirror cannot be written.
-    """
-    for path in paths:
-        partial = (mirror / path).parent / PARTIAL_DIR / (mirror / path).name
-        if stop() or not _is_file(partial):
-            continue
-        candidates = [mirror / path] if basis is None else [mirror / path, basis / path]
-        old = next((candidate for candidate in candidates if _is_file(candidate)), None)
-        if old is not None and not _ends_like(partial, old):
-            _append(partial, old, stop)
-
-
-def _append(partial: Path, old: Path, stop: Callable[[], bool]) -> None:
-    size = old.stat().st_size
-    space = os.statvfs(partial)
-    if space.f_bavail * space.f_frsize < 2 * size:
-        return
-    with old.open("rb") as source, partial.open("ab") as target:
-        while not stop() and (piece := source.read(PIECE)):
-            target.write(piece)
-
-
-def _ends_like(partial: Path, old: Path) -> bool:
-    size = min(TAIL, old.stat().st_size)
-    return partial.stat().st_size >= size and _tail(partial, size) == _tail(old, size)
-
-
-def _tail(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-size, os.SEEK_END)
-        return file.read(size)
 
 
 def _is_file(path: Path) -> bool:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clr_client.errors import TransportError
 from clr_client.transport.failure import DENIED, failure, source_failure
-from clr_client.transport.leftovers import resume
 from clr_client.transport.listing import Listing, ListingParser, check_path
 from clr_client.transport.progress import Progress, ProgressParser, Started
 from clr_client.transport.rsync import INCOMPLETE, fetch_argv, list_argv
@@ -22,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from clr_client.errors import TransportError
     from clr_client.transport.runner import Ended
     from clr_client.transport.ssh import Link
 
@@ -76,7 +74,7 @@ async def fetch(
 
     :param paths: as a listing gave them.
     :param basis: folder laid out like ``mirror`` with likely predecessors of files that ``mirror`` does not
-        have yet.
+        have yet. rsync builds on one file: a partial one, else the old version, else the predecessor.
     :param bandwidth: rsync's --bwlimit: KiB per second or with a suffix, ``0`` for no limit.
     :param on_file: called with a path once its new content lies in ``mirror``, while the next one is
         arriving.
@@ -91,7 +89,6 @@ async def fetch(
     if not paths:
         return Transfer(0, 0, 0, 0, complete=True, problems=())
     arrivals = _Arrivals(mirror, await asyncio.to_thread(_inodes, mirror, paths), on_progress, on_file)
-    await _resume(mirror, paths, basis)
     ended = await run(
         fetch_argv(link, mirror, basis, bandwidth),
         stdin=b"".join(os.fsencode(path) + b"\0" for path in paths),
@@ -111,16 +108,6 @@ async def fetch(
         complete=ended.code == 0 and not absent,
         problems=tuple(problems[:MAX_PROBLEMS]),
     )
-
-
-async def _resume(mirror: Path, paths: Sequence[str], basis: Path | None) -> None:
-    stop = threading.Event()
-    try:
-        await asyncio.to_thread(resume, mirror, paths, basis, stop.is_set)
-    except OSError as error:
-        raise TransportError(f"{mirror} cannot be written: {error.strerror}", retryable=False) from None
-    finally:
-        stop.set()
 
 
 class _Arrivals:
