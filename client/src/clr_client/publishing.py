@@ -175,7 +175,7 @@ def _tree_sources(
         if found and {file.name: f"sha256:{file.sha256}" for file in found.files} == _digests(item):
             files = {file.name: file.path for file in found.files if file.path is not None}
             sources[item.id] = TreeSource(files, found.archive)
-        elif item.id in before and (tree := store.tree(before[item.id])).is_dir():
+        elif item.id in before and (tree := store.find_tree(before[item.id])):
             sources[item.id] = TreeSource({file.name: tree / file.name for file in item.files})
     return sources
 

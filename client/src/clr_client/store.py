@@ -115,11 +115,11 @@ class Store:
 
     def _settle_current(self) -> None:
         """Drop generations that a killed run made but never published, and find a lost ``current`` again."""
-        current = self.current_number()
+        linked = self._linked_number()
         numbers = self.generation_numbers()
-        if current is not None:
+        if linked is not None:
             for number in numbers:
-                if number > current:
+                if number > linked:
                     _discard(self.generations / str(number))
         elif numbers and (self.generations / str(numbers[-1]) / "lib.json").is_file():
             log.warning("the link to the published generation was lost; generation %d is published again", numbers[-1])
@@ -222,21 +222,31 @@ class Store:
         """Folder of an item's immutable tree."""
         return self.items / item.uuid / str(item.version)
 
+    def find_tree(self, item: PublishedItem) -> Path | None:
+        """Return the folder with an item's files: its tree, or where versions were lost, the newest that fits."""
+        if self.tree(item).is_dir():
+            return self.tree(item)
+        folder = self.items / item.uuid
+        names = os.listdir(folder) if folder.is_dir() else []
+        for version in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+            if all(_has_size(folder / str(version) / file.name, file.size) for file in item.files):
+                return folder / str(version)
+        return None
+
     def publish(self, library: PublishedLibrary, sources: Mapping[str, TreeSource]) -> int:
         """Make ``library`` what readers see, in one step, after everything it refers to is on disk.
+
+        ``prepare`` has to come first in each run: a tree that is there counts as that version's.
 
         :param sources: for each item id whose tree is not there yet, where its files come from.
         :returns: the new generation's number.
         :raises StoreError: the volume is full or failing; what was published stays.
         """
-        numbers = self.generation_numbers()
-        number = (numbers[-1] if numbers else 0) + 1
+        number = max(self._linked_number() or 0, *self.generation_numbers(), 0) + 1
         texts = manifests(library)
         try:
-            current = self.current_number()
-            published = self._referenced([] if current is None else [current])
             for item in library.items:
-                if (item.uuid, str(item.version)) not in published or not self.tree(item).is_dir():
+                if not self.tree(item).is_dir():
                     if item.id not in sources:
                         raise StoreError(
                             f"the files of {item.name!r} are gone from the volume and cannot come again now",
@@ -254,8 +264,6 @@ class Store:
 
         tree = self.tree(item)
         tree.parent.mkdir(exist_ok=True)
-        if tree.exists():
-            _discard(tree)  # left by a run that was killed before it could publish
         unfinished = tree.with_name(UNFINISHED + tree.name)
         unfinished.mkdir()
         if source.unpack:
@@ -303,16 +311,14 @@ class Store:
                 kept.add(number)
         self._drop_unreferenced(kept)
 
-    def _referenced(self, numbers: Iterable[int]) -> set[tuple[str, str]]:
-        return {(item.uuid, str(item.version)) for number in numbers for item in self.read_generation(number).items}
-
     def _drop_unreferenced(self, numbers: Iterable[int]) -> None:
         """Remove the trees that no generation of these refers to; none while one of them cannot be read."""
         try:
-            referenced = self._referenced(numbers)
+            libraries = [self.read_generation(number) for number in numbers]
         except ManifestError as error:
-            log.warning("%s; no item tree is removed until it is pruned", error)
+            log.warning("no old files are removed: %s", error)
             return
+        referenced = {(item.uuid, str(item.version)) for library in libraries for item in library.items}
         for folder in _subfolders(self.items):
             for tree in _subfolders(folder):
                 if (folder.name, tree.name) not in referenced:
@@ -399,11 +405,21 @@ def _lifted(library: PublishedLibrary, lost: int) -> PublishedLibrary:
             item,
             version=item.version + lost,
             content_version=item.content_version + lost,
-            files=tuple(dataclasses.replace(file, digest="") for file in item.files),
+            etag=item.etag + lost,
+            files=tuple(
+                dataclasses.replace(file, digest="", generation_num=file.generation_num + lost) for file in item.files
+            ),
         )
         for item in library.items
     )
     return dataclasses.replace(library, version=library.version + lost, href_style=ADOPTED, items=tuple(items))
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def unusable(root: Path, error: OSError) -> StoreError:
