@@ -10,7 +10,7 @@ import threading
 import tracemalloc
 
 import pytest
-from clr_client.content.digests import DigestCache, hash_file, read_small
+from clr_client.content.digests import DigestCache, hash_file, hash_range, read_small
 from clr_client.errors import HeldError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -47,6 +47,17 @@ def test_an_unchanged_file_is_never_opened_again_also_not_by_the_next_run(tmp_pa
     cache = DigestCache.load(tmp_path / "cache")
     monkeypatch.setattr(os, "open", None)
     assert hash_file(tmp_path / "f", {"sha256"}, cache) == first
+
+
+def test_a_range_of_a_file_is_hashed_to_its_last_byte_and_no_further(tmp_path):
+    content = os.urandom(3 << 20)
+    (tmp_path / "f").write_bytes(content)
+    written = bytearray()
+    with (tmp_path / "f").open("rb") as stream:
+        found = hash_range(stream.fileno(), 512, (1 << 20) + 5, {"sha256"}, sink=written.extend)
+    part = content[512 : 512 + (1 << 20) + 5]
+    assert found == {"sha256": hashlib.sha256(part).hexdigest()}
+    assert bytes(written) == part
 
 
 def test_a_large_file_is_hashed_in_little_memory(tmp_path):

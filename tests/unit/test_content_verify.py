@@ -292,6 +292,12 @@ def test_a_link_in_the_place_of_a_file_or_folder_is_never_followed(tmp_path):
         verify(found["deep/y"], root, DigestCache())
 
 
+def test_the_library_itself_may_be_reached_through_a_link(tmp_path):
+    fake_template(tmp_path / "disk" / "vm")
+    (tmp_path / "library").symlink_to(tmp_path / "disk")
+    assert verified(tmp_path / "library", "vm").type == "vcsp.ovf"
+
+
 def test_each_file_is_opened_once_and_an_unchanged_item_never_again(tmp_path, opens):
     fake_template(tmp_path / "lib" / "vm", algorithm="sha512")
     write(tmp_path / "lib", **{"vm/clr-item.toml": b"name = 'x'", "a.iso": b"iso"})

@@ -225,7 +225,7 @@ def _ovf_item(item: SourceItem, envelopes: list[FileInfo], reader: _Reader) -> _
     try:
         ovf.resolve(envelope, sizes)
     except HeldError as error:
-        if "/" not in item.key and item.key == descriptor.path:
+        if item.key == descriptor.path:
             raise HeldError(f"{error.message} (a template needs a folder of its own)") from error
         raise
     digests = reader.hashed(item.files, algorithms)
