@@ -1,6 +1,7 @@
 #!/bin/sh
 # The server's process: checks its settings, makes the account, host keys and authorized_keys, and keeps sshd running.
-# The CLR_* variables are for running it outside of its image; in the image their defaults are right.
+# The CLR_* variables are for running it outside of its image; in the image their defaults are right. CLR_SSHD_OPTIONS holds
+# more settings for sshd, NAME=VALUE each, which override all others.
 set -eu
 
 here=$(dirname "$(readlink -f "$0")")
@@ -194,7 +195,7 @@ sshd=/usr/sbin/sshd
 "$sshd" -t "$@" || fail "sshd does not accept its configuration, see above"
 # Known to OpenSSH 9.9 and 9.8 and later. Penalties would lock out all sites behind one address for the mistakes of one.
 for option in KexAlgorithms=mlkem768x25519-sha256,sntrup761x25519-sha512,sntrup761x25519-sha512@openssh.com PerSourcePenalties=no; do
-    ! "$sshd" -t -o "$option" "$@" 2>/dev/null || set -- -o "$option" "$@"
+    ! "$sshd" -t -o "$option" "$@" 2>/dev/null || set -- "$@" -o "$option"
 done
 # Its log is opened so that a write never waits: when nobody takes the container's output, lines are lost and logins go on.
 python3 -ISc 'import os, sys; os.set_blocking(2, False); os.execv(sys.argv[1], sys.argv[1:])' \
