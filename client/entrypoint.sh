@@ -5,6 +5,7 @@
 # (`user:` in the compose file, a random uid) it only says what that account cannot use.
 # Keys, and certificates that the account cannot read, are copied to tmpfs. All of it may be repeated at any time.
 set -eu
+trap 'exit 143' TERM INT # which the first process of a container would ignore
 
 library=${CLR_LIBRARY_DIR:-/syncer/library}
 data=${CLR_DATA_DIR:-/data}
@@ -115,6 +116,8 @@ copy_certs
 [ "${1-}" != run ] || report
 
 set -- python3 -I -m clr_client "$@"
+# The container's first process, also as the account: root without further capabilities could not end what it started
+[ "$$" != 1 ] || set -- tini -- "$@"
 export HOME="$run"
 if [ "$(id -u)" != 0 ]; then
     exec "$@"
