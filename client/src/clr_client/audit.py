@@ -10,6 +10,7 @@ from clr_client.errors import ManifestError
 from clr_client.store import STATE
 from clr_client.vcsp import record
 from clr_client.vcsp.manifests import manifests
+from clr_client.vcsp.model import ADOPTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from clr_client.store import Store
     from clr_client.vcsp.model import PublishedFile, PublishedLibrary
 
+_CHUNK = 1 << 20
+CHANGED = "is not what was published"
+
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A published file that is not what was published, and in what way."""
+    """A published file that is not what was published, and in what way. ``path`` is relative to the volume."""
 
     path: str
     reason: str
@@ -40,16 +44,25 @@ def audit(store: Store, on_progress: Callable[[int, int], object] = lambda _done
     yield from _audit_manifests(store, number, library)
     total = sum(file.size for item in library.items for file in item.files)
     done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(done, total)
+
     for item in library.items:
         for file in item.files:
-            if reason := _flaw(store.tree(item) / file.name, file):
-                yield Damage(f"{item.key}/{file.name}", reason)
-            done += file.size
-            on_progress(done, total)
+            path = store.tree(item) / file.name
+            if reason := _flaw(path, file, advance):
+                yield Damage(path.relative_to(store.root).as_posix(), reason)
 
 
 def _audit_manifests(store: Store, number: int, library: PublishedLibrary) -> Iterator[Damage]:
     folder = store.generations / str(number)
+    if library.href_style == ADOPTED:
+        path = folder / STATE
+        yield Damage(path.relative_to(store.root).as_posix(), "is damaged, so digests are unknown until the next sync")
+        return
     texts = manifests(library)
     expected = {
         folder / "lib.json": texts.lib,
@@ -60,17 +73,22 @@ def _audit_manifests(store: Store, number: int, library: PublishedLibrary) -> It
     for path, text in expected.items():
         try:
             if path.read_bytes() != text:
-                yield Damage(path.relative_to(store.root).as_posix(), "is not what was published")
+                yield Damage(path.relative_to(store.root).as_posix(), CHANGED)
         except OSError as error:
             yield Damage(path.relative_to(store.root).as_posix(), f"cannot be read: {error.strerror}")
 
 
-def _flaw(path: Path, file: PublishedFile) -> str:
+def _flaw(path: Path, file: PublishedFile, advance: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    size = 0
     try:
         with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            while chunk := handle.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                advance(len(chunk))
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if not file.digest:
-        return ""
-    return "" if file.digest == f"sha256:{digest}" else "its content is not what was published"
+    if size != file.size:
+        return f"has {size} bytes instead of {file.size}"
+    return "" if file.digest in {"", f"sha256:{digest.hexdigest()}"} else CHANGED
