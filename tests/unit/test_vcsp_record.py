@@ -44,6 +44,14 @@ def test_a_record_of_the_future_is_refused_by_its_format(record: dict[str, Any])
         load(encoded(record))
 
 
+def test_long_garbage_is_shown_cut(record: dict[str, Any]) -> None:
+    record["id"] = "x" * 1000
+    with pytest.raises(ManifestError) as caught:
+        load(encoded(record))
+    assert "'xxx" in caught.value.message
+    assert len(caught.value.message) < 200
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}'])
 def test_garbage_is_no_record(data: bytes) -> None:
     with pytest.raises(ManifestError):
@@ -251,6 +259,9 @@ def test_an_id_is_given_to_one_item_only() -> None:
     published = library(iso, content("zzz", name="netinst"), previous=adopted)
     assert ids(published)["isos/netinst.iso"] == ITEM_ID
     assert ids(published)["zzz"] != ITEM_ID
+    published = library(content("isos", name="iso"), content("zzz", name="netinst"), previous=adopted)
+    assert ids(published)["isos"] == ITEM_ID
+    assert ids(published)["zzz"] != ITEM_ID
 
 
 def test_a_key_says_more_than_a_name() -> None:
@@ -347,6 +358,41 @@ def test_items_of_one_name_and_key_stay_apart() -> None:
     assert len({item.key for item in adopted.items}) == len({item.name for item in adopted.items}) == 2
     assert load(dump(adopted)) == adopted
     assert adopted.href_style == ADOPTED
+
+
+ADOPTIONS: list[tuple[dict[str, object], dict[str, object]]] = [
+    ({"type": "vcsp.iso"}, {"type": "vcsp.iso"}),
+    ({"type": "vcsp.vmtx"}, {"type": "vcsp.other"}),
+    ({"type": ["vcsp.iso"]}, {"type": "vcsp.other"}),
+    ({"description": "text"}, {"description": "text"}),
+    ({"description": None}, {"description": ""}),
+    ({"description": "\ud800"}, {"description": ""}),
+    ({}, {"is_vapp_template": False}),
+    ({"metadata": [{"value": "{'isVappTemplate':'true'}"}]}, {"is_vapp_template": True}),
+    ({"metadata": [{"value": '{"isVappTemplate": "true"}'}]}, {"is_vapp_template": True}),
+    ({"metadata": None}, {"is_vapp_template": False}),
+    ({"name": "n" * 80}, {"name": "n" * 80}),
+    ({"selfHref": "a/b%2520/item.json"}, {"key": "a/b%20", "key_is_file": False}),
+    ({"selfHref": None}, {"key": "debian golden", "key_is_file": False}),
+    ({"selfHref": 5, "files": [{"name": "f", "hrefs": ["d/f"]}]}, {"key": "d/f", "key_is_file": True}),
+    ({"selfHref": "d/item.json", "files": [{"name": "f", "hrefs": ["d/f"]}]}, {"key": "d", "key_is_file": False}),
+    ({"selfHref": "d/item.json", "files": [{"name": "f", "hrefs": ["../f"]}]}, {"key": "d"}),
+    ({"selfHref": "item.json", "files": None}, {"key": "debian golden", "files": ()}),
+    ({"selfHref": "item.json", "name": "../n", "files": None}, {"key": "_items/2e2e2f6e"}),
+    ({"selfHref": "d/item.json", "files": [{"name": n} for n in ("a/b", "..", "", 5, "\ud800", None)]}, {"files": ()}),
+]
+
+
+@pytest.mark.parametrize(("told", "kept"), ADOPTIONS)
+def test_what_a_foreign_item_tells_is_adopted(told: dict[str, object], kept: dict[str, object]) -> None:
+    item = adopt(original_library(), original_items(original(**told))).items[0]
+    assert {name: getattr(item, name) for name in kept} == kept
+
+
+@pytest.mark.parametrize("name", [None, 5, "", "\ud800", []])
+def test_an_item_without_a_usable_name_is_left_out_and_a_library_gets_the_callers(name: object) -> None:
+    assert adopt(original_library(), original_items(original(name=name))).items == ()
+    assert adopt(original_library(name=name), None).name == ""
 
 
 def test_hostile_places_never_become_keys() -> None:

@@ -165,6 +165,36 @@ def test_several_files_in_an_iso_item_are_found() -> None:
     assert [each for each in found(lib, items) if "Cloud Director" in each]
 
 
+ODD = [None, True, 5, -1, 1.5, "", "x" * 200, "\ud800", "\x1b", [], [None], {}, {"a": 1}]
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """The path of everything inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [each for key, child in inner for each in [(*path, key), *places(child, (*path, key))]]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_any_value_anywhere_is_found_or_harmless_and_never_breaks_the_reader(odd: object) -> None:
+    # If the value is of the right type.
+    harmless = {"items", "description", "name", "properties", "hrefs", "selfHref", "itemsHref", "size", "generationNum"}
+    for number, document in enumerate(sources()):
+        for path in places(document):
+            documents = sources()
+            put(odd, *path)(documents[number])
+            told = found(*documents)
+            assert told or harmless & set(path[-2:]), path
+            findings = Findings()
+            library = RemoteLibrary(documents[0]["id"], "n", 1, "items.json") if number else None
+            read = library or read_library(json.dumps(documents[0]).encode(), findings)
+            if read is None:
+                continue
+            assert [type(each) for each in (read.id, read.name, read.version, read.items_href)] == [str, str, int, str]
+            for item in read_items(json.dumps(documents[1]).encode(), read, findings):
+                told_types = [type(each) for each in (item.id, item.name, item.type, item.version, item.self_href)]
+                assert told_types == [str, str, str, int, str]
+
+
 BAD_HREFS = [
     "",
     "/a",

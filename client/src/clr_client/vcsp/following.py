@@ -116,7 +116,7 @@ def _is_stale(old: KnownItem, file: RemoteFile, item: RemoteItem) -> bool:
 def _generation(file: RemoteFile, item: RemoteItem) -> int:
     if file.generation is not None:
         return file.generation
-    if file.etag.isascii() and file.etag.isdecimal():
+    if file.etag.isdecimal():
         return int(file.etag)
     text = f"Item {shown(item.name)} cannot be updated: the etag {shown(file.etag)} is not a number"
     raise SubscriberError(text)

@@ -18,6 +18,7 @@ DESCRIPTION_LIMIT: Final = 2000
 LARGEST: Final = 2**63 - 1
 """Readers keep versions, etags and generation numbers in a signed 64-bit integer."""
 
+_NO_SEGMENTS = frozenset(("", ".", ".."))
 _ID = re.compile(r"urn:uuid:[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
@@ -130,7 +131,9 @@ def derives_file(key: str, names: Collection[str]) -> bool:
 
 def is_safe_path(path: str) -> bool:
     """Whether ``path`` is relative, stays inside its root and has no empty, ``.`` or ``..`` segment."""
-    return bool(path) and "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
+    if "/" not in path:
+        return path not in _NO_SEGMENTS and "\0" not in path
+    return "\0" not in path and _NO_SEGMENTS.isdisjoint(path.split("/"))
 
 
 def as_content(item: PublishedItem) -> ItemContent:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -25,9 +25,11 @@ from clr_client.vcsp.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 FORMAT: Final = 1
+_ITEM_FIELDS: Final = [field.name for field in dataclasses.fields(PublishedItem)]
+_FILE_FIELDS: Final = [field.name for field in dataclasses.fields(PublishedFile)]
 _CREATED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}Z")
 _MOMENT = re.compile(r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2})(?::\d{2}(?:\.\d+)?)?Z")
 _UUID_AT_END = re.compile(r"(?:^|:)([0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})$")
@@ -36,40 +38,21 @@ _LONG_AGO = "1970-01-01T00:00Z"
 
 def dump(library: PublishedLibrary) -> bytes:
     """``library`` with everything that ``manifests`` leaves out: keys, digests, the style of its hrefs."""
-    record = {
+    head = {
         "format": FORMAT,
         "id": library.id,
         "name": library.name,
         "version": library.version,
         "created": library.created,
         "href_style": library.href_style,
-        "items": [
-            {
-                "key": item.key,
-                "key_is_file": item.key_is_file,
-                "id": item.id,
-                "name": item.name,
-                "description": item.description,
-                "type": item.type,
-                "is_vapp_template": item.is_vapp_template,
-                "version": item.version,
-                "content_version": item.content_version,
-                "created": item.created,
-                "etag": item.etag,
-                "files": [
-                    {
-                        "name": file.name,
-                        "size": file.size,
-                        "digest": file.digest,
-                        "generation_num": file.generation_num,
-                    }
-                    for file in item.files
-                ],
-            }
-            for item in library.items
-        ],
     }
-    return json.dumps(record, indent=1, ensure_ascii=True).encode("ascii") + b"\n"
+    items = ",\n".join(json.dumps(_as_fields(item)) for item in library.items)
+    return f'{json.dumps(head)[:-1]}, "items": [\n{items}\n]}}\n'.encode("ascii")
+
+
+def _as_fields(item: PublishedItem) -> dict[str, Any]:
+    fields = {name: getattr(item, name) for name in _ITEM_FIELDS}
+    return {**fields, "files": [{name: getattr(file, name) for name in _FILE_FIELDS} for file in item.files]}
 
 
 def load(data: bytes) -> PublishedLibrary:
@@ -96,15 +79,7 @@ def load(data: bytes) -> PublishedLibrary:
 
 
 def _load_item(fields: _Fields) -> PublishedItem:
-    files = tuple(
-        PublishedFile(
-            name=file.path("name", separators=False),
-            size=file.integer("size", 0),
-            digest=file.text("digest"),
-            generation_num=file.integer("generation_num", 1),
-        )
-        for file in fields.objects("files")
-    )
+    files = tuple(_load_file(file) for file in fields.objects("files"))
     _refuse_twins("files of the name", (file.name for file in files))
     etag = fields.integer("etag", max([1, *(file.generation_num for file in files)]))
     return PublishedItem(
@@ -123,6 +98,15 @@ def _load_item(fields: _Fields) -> PublishedItem:
     )
 
 
+def _load_file(fields: _Fields) -> PublishedFile:
+    return PublishedFile(
+        name=fields.path("name", separators=False),
+        size=fields.integer("size", 0),
+        digest=fields.text("digest"),
+        generation_num=fields.integer("generation_num", 1),
+    )
+
+
 def _refuse_twins(what: str, values: Iterable[str]) -> None:
     seen: set[str] = set()
     for value in values:
@@ -134,50 +118,74 @@ def _refuse_twins(what: str, values: Iterable[str]) -> None:
 class _Fields:
     """One JSON object of a record, read field by field; each reader raises ManifestError naming the field."""
 
-    def __init__(self, value: object, where: str) -> None:
-        if not isinstance(value, dict):
-            raise ManifestError(f"{where} is not a JSON object")
-        self._value: dict[str, object] = value
-        self._where = where
+    __slots__ = ("_label", "_number", "_parent", "_value")
 
-    def _get(self, name: str, valid: Callable[[Any], bool], wanted: str) -> Any:  # noqa: ANN401 - JSON
-        value = self._value.get(name)
-        if not valid(value):
-            raise ManifestError(f"{self._where} has no usable {name}: {_shown(value)} is not {wanted}")
-        return value
+    def __init__(self, value: object, parent: str | _Fields, label: str = "", number: int = 0) -> None:
+        """All but ``value`` is for messages, and put together when needed: a record may hold very many objects."""
+        self._parent = parent
+        self._label = label
+        self._number = number
+        if not isinstance(value, dict):
+            raise ManifestError(f"{self._where()} is not a JSON object")
+        self._value: dict[str, object] = value
+
+    def _where(self) -> str:
+        if isinstance(self._parent, str):
+            return self._parent
+        return f"{self._parent._where()}, {self._label} no. {self._number}"  # noqa: SLF001 - of the same class
+
+    def _unusable(self, name: str, wanted: str) -> ManifestError:
+        told = _shown(self._value.get(name))
+        return ManifestError(f"{self._where()} has no usable {name}: {told} is not {wanted}")
 
     def text(self, name: str) -> str:
-        return str(self._get(name, _is_text, "text"))
+        value = self._value.get(name)
+        if isinstance(value, str) and _is_text(value):
+            return value
+        raise self._unusable(name, "text")
 
     def truth(self, name: str) -> bool:
-        return bool(self._get(name, lambda value: isinstance(value, bool), "true or false"))
+        value = self._value.get(name)
+        if isinstance(value, bool):
+            return value
+        raise self._unusable(name, "true or false")
 
     def integer(self, name: str, least: int) -> int:
-        valid = f"a whole number from {least} to {LARGEST}"
-        return int(self._get(name, lambda value: type(value) is int and least <= value <= LARGEST, valid))
+        value = self._value.get(name)
+        if type(value) is int and least <= value <= LARGEST:
+            return value
+        raise self._unusable(name, f"a whole number from {least} to {LARGEST}")
 
     def identity(self, name: str) -> str:
-        return str(self._get(name, lambda value: isinstance(value, str) and is_id(value), "urn:uuid: and a UUID"))
+        value = self._value.get(name)
+        if isinstance(value, str) and is_id(value):
+            return value
+        raise self._unusable(name, "urn:uuid: and a UUID")
 
     def moment(self, name: str) -> str:
-        valid = "a time like 2026-11-21T19:54Z"
-        return str(self._get(name, lambda value: _is_text(value) and bool(_CREATED.fullmatch(value)), valid))
+        value = self._value.get(name)
+        if isinstance(value, str) and _CREATED.fullmatch(value):
+            return value
+        raise self._unusable(name, "a time like 2026-11-21T19:54Z")
 
     def one_of(self, name: str, allowed: tuple[str, ...]) -> str:
-        return str(self._get(name, lambda value: value in allowed, "one of " + ", ".join(allowed)))
+        value = self._value.get(name)
+        if isinstance(value, str) and value in allowed:
+            return value
+        raise self._unusable(name, "one of " + ", ".join(allowed))
 
     def path(self, name: str, *, separators: bool) -> str:
-        def valid(value: object) -> bool:
-            if not isinstance(value, str) or not _is_text(value):
-                return False
-            return is_safe_path(value) and (separators or "/" not in value)
-
-        return str(self._get(name, valid, "a safe path" if separators else "a safe file name"))
+        value = self._value.get(name)
+        if isinstance(value, str) and _is_text(value) and is_safe_path(value) and (separators or "/" not in value):
+            return value
+        raise self._unusable(name, "a safe path in the library")
 
     def objects(self, name: str) -> Iterator[_Fields]:
-        values = self._get(name, lambda value: isinstance(value, list), "a list")
+        values = self._value.get(name)
+        if not isinstance(values, list):
+            raise self._unusable(name, "a list")
         for number, value in enumerate(values, 1):
-            yield _Fields(value, f"{self._where}, {name} no. {number},")
+            yield _Fields(value, self, name, number)
 
 
 def _is_text(value: object) -> bool:
@@ -185,10 +193,9 @@ def _is_text(value: object) -> bool:
     if not isinstance(value, str):
         return False
     try:
-        value.encode()
+        return value.isascii() or bool(value.encode())
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def _shown(value: object) -> str:
@@ -281,10 +288,10 @@ def _adopt_items(entries: Iterable[dict[str, Any]]) -> list[PublishedItem]:
     for item in newest.values():
         unique = item
         if item.key in keys:
-            unique = replace(unique, key=f"_items/{item.uuid}", key_is_file=False)
+            unique = dataclasses.replace(unique, key=f"_items/{item.uuid}", key_is_file=False)
         if same_name(item.name) in names or len(item.name) > NAME_LIMIT:
             mark = hashlib.sha256(item.id.encode()).hexdigest()[:8]
-            unique = replace(unique, name=f"{item.name[: NAME_LIMIT - 9]}-{mark}")
+            unique = dataclasses.replace(unique, name=f"{item.name[: NAME_LIMIT - 9]}-{mark}")
         keys.add(unique.key)
         names.add(same_name(unique.name))
         items.append(unique)

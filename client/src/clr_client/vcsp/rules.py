@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Severity: TypeAlias = Literal["error", "warning"]
 JsonObject: TypeAlias = dict[str, Any]
 
+_METADATA: Final = {"type": "String", "domain": "SYSTEM", "visibility": "READONLY"}
 _DECIMAL: Final = re.compile(r"[0-9]{1,19}")
 _HREF: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=@/-]|%[0-9A-Fa-f]{2})+")
 _CREATED: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?Z")
@@ -210,11 +211,11 @@ def _read_item(entry: object, number: int, library: RemoteLibrary, findings: Fin
         findings.error(where, f"has the unknown type {shown(kind)}; known are {', '.join(TYPES)}")
     if not isinstance(entry.get("properties"), dict):
         findings.warning(where, "has no properties object")
-    self_href = entry.get("selfHref")
-    if not isinstance(self_href, str):
+    self_href = ""
+    if not isinstance(entry.get("selfHref"), str):
         findings.error(where, "has no selfHref: vSphere does not sync it (KB 397243)")
-    elif not _href(self_href, "selfHref", where, findings):
-        self_href = None
+    elif _href(entry["selfHref"], "selfHref", where, findings):
+        self_href = entry["selfHref"]
     files = _read_files(entry.get("files"), where, findings)
     _by_type(kind, files, where, findings)
     if item_id is None or version is None:
@@ -226,7 +227,7 @@ def _read_item(entry: object, number: int, library: RemoteLibrary, findings: Fin
         name=name if isinstance(name, str) else "",
         type=str(kind),
         version=version,
-        self_href=self_href or "",
+        self_href=self_href,
         files=files,
         raw=entry,
     )
@@ -341,6 +342,9 @@ def _metadata(
     if not found:
         findings.warning(where, "has no type-metadata: vSphere cannot tell a VM from a vApp template by it")
         return
+    for key, right in _METADATA.items():
+        if found[0].get(key) != right:
+            findings.warning(where, f"has type-metadata with the {key} {shown(found[0].get(key))} instead of {right}")
     try:
         value = json.loads(str(found[0].get("value")))
     except (ValueError, RecursionError):
