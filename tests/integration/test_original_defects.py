@@ -20,7 +20,6 @@ from clr_client.errors import ClrError, GuardError
 from clr_client.settings import Peer
 from clr_client.transport import ssh
 from clr_client.vcsp.subscriber import check
-
 from support.proxy import Line
 from support.server import Server, free_port, wait_until
 from support.site import Site, cli_environment

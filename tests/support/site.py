@@ -84,7 +84,8 @@ class Site:
         for entry in self.document("items.json")["items"]:
             for described in entry["files"]:
                 if (entry["name"], described["name"]) == (item, file):
-                    return (self.library / "current" / described["hrefs"][0]).read_bytes()
+                    href: str = described["hrefs"][0]
+                    return (self.library / "current" / href).read_bytes()
         raise AssertionError(f"{item}/{file} is not published")
 
 
