@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import logging
-from contextlib import suppress
+import os
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from clr_client.content.digests import DigestCache
 from clr_client.content.items import group, scan
 from clr_client.content.verify import verify
-from clr_client.errors import HeldError, ManifestError, StoreError
+from clr_client.errors import HeldError, LockedError, ManifestError, StoreError
 from clr_client.publishing import content_of, select
 from clr_client.reporting.status import Held
 from clr_client.store import remove, replace_file, unusable
 from clr_client.vcsp import record
 from clr_client.vcsp.build import next_library
 from clr_client.vcsp.manifests import manifests, self_path
+from clr_client.vcsp.model import ADOPTED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from clr_client.vcsp.model import ItemContent, PublishedItem, PublishedLibrary
 
 log = logging.getLogger("clr.publish")
+
+OnProgress: TypeAlias = "Callable[[int, int], object]"
 
 STATE = ".clr-state.json"
 DIGESTS = ".clr-digests.json"
@@ -32,64 +39,130 @@ DIGESTS = ".clr-digests.json"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What `clr publish` did: the library as it is now, whether its manifests changed, and what is held."""
+    """What `clr publish` did: the library as it is now, whether its manifests changed, what is held, and warnings."""
 
     library: PublishedLibrary
     changed: bool
     held: tuple[Held, ...]
+    warnings: tuple[str, ...]
 
 
-def publish_directory(folder: Path, name: str) -> Published:
+def publish_directory(folder: Path, name: str, on_progress: OnProgress = lambda _done, _total: None) -> Published:
     """Write lib.json, items.json and each item.json for the templates in ``folder``, reading only what changed.
 
     The data is there already; an item's manifest is written before the list of items, and lib.json last, so that no
     reader meets a reference to what is absent. Manifests of other tools are adopted: ids stay, versions grow.
 
+    :param on_progress: told the bytes looked at so far and the bytes there are.
     :raises StoreError: the folder cannot be read or written.
     :raises ManifestError: manifests in it cannot be understood.
+    :raises LockedError: another process publishes the same folder.
     """
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a folder", "Name the folder that holds the templates")
     try:
-        return _publish(folder, name)
+        with _locked(folder):
+            return _publish(folder, name, on_progress)
     except OSError as error:
-        raise unusable(folder, error) from error
+        raise unusable(folder, error, "the folder") from error
 
 
-def _publish(folder: Path, name: str) -> Published:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise LockedError(f"another process publishes {folder} just now") from None
+    finally:
+        os.close(handle)
+
+
+def _publish(folder: Path, name: str, on_progress: OnProgress) -> Published:
     previous = _previous(folder)
     here = {item.key: item for item in previous.items} if previous else {}
-    contents, held = _contents(folder)
+    contents, held, warnings = _contents(folder, on_progress)
     stays = [entry.key for entry in held if entry.key in here and _is_there(folder, here[entry.key])]
     selection = select(previous, contents, stays)
     library = next_library(previous, name, selection.contents, now=datetime.now(UTC), href_style="plain")
     changed = _write(folder, library)
-    return Published(library, changed, (*held, *selection.held))
+    _drop_old_manifests(folder, here.values(), library)
+    return Published(library, changed, (*held, *selection.held), tuple(warnings))
 
 
 def _previous(folder: Path) -> PublishedLibrary | None:
     state, lib, items = folder / STATE, folder / "lib.json", folder / "items.json"
+    known: PublishedLibrary | None = None
     if state.is_file():
         try:
-            return record.load(state.read_bytes())
+            known = record.load(state.read_bytes())
         except ManifestError as error:
             log.warning("%s: %s; ids and versions are taken from lib.json and items.json", state, error)
     if not lib.is_file():
-        return None
-    return record.adopt(lib.read_bytes(), items.read_bytes() if items.is_file() else None)
+        return known
+    found = _item_manifests(folder) if known is None else ()
+    try:
+        published = record.adopt(lib.read_bytes(), items.read_bytes() if items.is_file() else None, found)
+    except ManifestError as error:
+        if known is None:
+            raise ManifestError(
+                f"{lib}: {error}", "Restore it from a backup, or remove it: then the library gets a new id"
+            ) from error
+        return known
+    return published if known is None else _raised(known, published)
 
 
-def _contents(folder: Path) -> tuple[dict[str, ItemContent], list[Held]]:
+def _item_manifests(folder: Path) -> Iterator[bytes]:
+    """Yield the item.json files of the items there are, for when the list of items is damaged."""
+    places = {folder / item.key / "item.json" for item in group(scan(folder))}
+    for path in sorted(places | set((folder / "_items").glob("*/*/item.json"))):
+        if path.is_file():
+            yield path.read_bytes()
+
+
+def _raised(known: PublishedLibrary, published: PublishedLibrary) -> PublishedLibrary:
+    """Return our record, above what is published: an older record must not take versions back."""
+    if known.id.lower() != published.id.lower():
+        return known
+    newer = {item.id.lower(): item for item in published.items}
+    items = []
+    for item in known.items:
+        seen = newer.get(item.id.lower(), item)
+        if seen.version > item.version:
+            item = dataclasses.replace(
+                item,
+                version=seen.version,
+                content_version=max(item.content_version, seen.content_version),
+                etag=max(item.etag, seen.etag),
+                files=tuple(dataclasses.replace(file, digest="") for file in item.files),
+            )
+        items.append(item)
+    if published.version <= known.version:
+        return dataclasses.replace(known, items=tuple(items))
+    return dataclasses.replace(known, version=published.version, href_style=ADOPTED, items=tuple(items))
+
+
+def _contents(folder: Path, on_progress: OnProgress) -> tuple[dict[str, ItemContent], list[Held], list[str]]:
     digests = DigestCache.load(folder / DIGESTS)
     contents: dict[str, ItemContent] = {}
     held: list[Held] = []
-    for item in group(scan(folder)):
+    warnings: list[str] = []
+    items = group(scan(folder))
+    total = sum(file.size for item in items for file in item.files)
+    done = 0
+    for item in items:
         try:
-            contents[item.key] = content_of(verify(item, folder, digests, unpack=False), item)
+            found = verify(item, folder, digests, unpack=False)
         except HeldError as error:
             held.append(Held(item.key, error.message))
+        else:
+            contents[item.key] = content_of(found, item)
+            warnings += [f"{item.key}: {warning}" for warning in found.warnings]
+        done += sum(file.size for file in item.files)
+        on_progress(done, total)
     digests.save(folder / DIGESTS)
-    return contents, held
+    return contents, held, warnings
 
 
 def _is_there(folder: Path, item: PublishedItem) -> bool:
@@ -111,13 +184,15 @@ def _write(folder: Path, library: PublishedLibrary) -> bool:
     changed |= _replace(folder / "items.json", texts.items)
     changed |= _replace(folder / STATE, record.dump(library))
     changed |= _replace(folder / "lib.json", texts.lib)
-    _drop_old_manifests(folder, library)
     return changed
 
 
-def _drop_old_manifests(folder: Path, library: PublishedLibrary) -> None:
-    """Remove the manifests of single-file items' earlier versions; those of folders were replaced in place."""
+def _drop_old_manifests(folder: Path, before: Iterable[PublishedItem], library: PublishedLibrary) -> None:
+    """Remove the manifests of items that are gone, and of single-file items' earlier versions."""
     current = {folder / self_path(library, item) for item in library.items}
+    for manifest in (folder / item.key / "item.json" for item in before if not item.key_is_file):
+        if manifest not in current:
+            manifest.unlink(missing_ok=True)
     for manifest in (folder / "_items").glob("*/*/item.json"):
         if manifest not in current:
             remove(manifest.parent)

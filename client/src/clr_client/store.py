@@ -422,7 +422,7 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def unusable(root: Path, error: OSError) -> StoreError:
+def unusable(root: Path, error: OSError, what: str = "the library volume") -> StoreError:
     """Say what is wrong with the volume and what to do."""
     remedies = {
         errno.ENOSPC: "Make room on the volume; what was published is still served",
@@ -432,7 +432,7 @@ def unusable(root: Path, error: OSError) -> StoreError:
         errno.EPERM: "Give its owner to the user that the client runs as (SYNCER_UID)",
         errno.EIO: "The disk is failing; what was published is still served",
     }
-    return StoreError(f"the library volume {root} cannot be used: {error}", remedies.get(error.errno or 0, ""))
+    return StoreError(f"{what} {root} cannot be used: {error}", remedies.get(error.errno or 0, ""))
 
 
 def _holder(lock: str) -> str:
