@@ -490,6 +490,32 @@ def test_hostile_text_reaches_no_message_raw(site: Misbehaving) -> None:
         assert text.isprintable()
 
 
+@pytest.mark.parametrize("depth", [100, 800, 900, 950, 980, 1000, 100_000])
+@pytest.mark.parametrize("field", ["name", "description", "version", "metadata", "extra"])
+def test_nesting_never_breaks_the_check(site: Misbehaving, depth: int, field: str) -> None:
+    deep = "[" * depth + "]" * depth
+    lib = f'{{"{field}": {deep}, "itemsHref": "items.json"}}'
+    site.behaviours["/lib.json"] = lambda handler: handler.answer(200, lib.encode())
+    assert not check(f"{site.url}/lib.json").ok
+    del site.behaviours["/lib.json"]
+    text = (site.root / "items.json").read_text().replace('"properties": {}', f'"properties": {{}}, "{field}": {deep}')
+    site.behaviours["/items.json"] = lambda handler: handler.answer(200, text.encode())
+    assert check(f"{site.url}/lib.json").problems
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "x", "\u00b2"])
+def test_an_absurd_content_length_never_breaks_the_check(site: Misbehaving, x_path: str, length: str) -> None:
+    def answer(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", length)
+        handler.end_headers()
+        handler.close_connection = True
+
+    site.behaviours[x_path] = answer
+    for full in (False, True):
+        assert any(each.startswith("error: item 'a', file 'x.bin'") for each in problems(site, full=full))
+
+
 # Following
 
 

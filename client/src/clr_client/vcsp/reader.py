@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from clr_client.errors import ProbeError
-from clr_client.vcsp.rules import shown
+from clr_client.vcsp.rules import is_decimal, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,7 +60,7 @@ class Answer:
     def length(self) -> int | None:
         """Content-Length in bytes; None when missing or no number."""
         value = self.headers.get("content-length", "")
-        return int(value) if value.isdecimal() and value.isascii() else None
+        return int(value) if is_decimal(value) else None
 
     @property
     def encoding(self) -> str:

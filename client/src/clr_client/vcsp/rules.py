@@ -315,7 +315,7 @@ def _generation(entry: JsonObject, place: str, findings: Findings) -> int | None
     if generation is not None and not valid:
         findings.error(place, f"has the generationNum {shown(generation)} instead of a whole number from 1")
     etag = entry.get("etag")
-    if not _is_decimal(etag):
+    if not is_decimal(etag):
         problem = f"has the etag {shown(etag)}, which is not a decimal number in a string"
         if valid:
             findings.warning(place, f"{problem}, as some readers need it")
@@ -369,7 +369,8 @@ def _capabilities(value: JsonObject, findings: Findings) -> None:
             findings.error("lib.json", text)
 
 
-def _is_decimal(value: object) -> bool:
+def is_decimal(value: object) -> bool:
+    """Whether ``value`` is a string of a decimal number that fits 64 bits."""
     return isinstance(value, str) and _DECIMAL.fullmatch(value) is not None and int(value) <= LARGEST
 
 
@@ -379,7 +380,7 @@ def _version(value: JsonObject, name: str, where: str, findings: Findings, *, ne
     if type(told) is int and 1 <= told <= LARGEST:
         findings.warning(where, f"has the {name} {told} as a number; it has to be a string")
         return told
-    if not _is_decimal(told) or int(str(told)) < 1:
+    if not is_decimal(told) or int(str(told)) < 1:
         report(where, f"has the {name} {shown(told)} instead of a whole number from 1 in a string")
         return None
     return int(str(told))
@@ -444,6 +445,6 @@ def check_envelope(data: bytes, item: RemoteItem, findings: Findings) -> None:
             continue
         if name not in sizes:
             findings.error(where, f"lacks {shown(href)}, which its .ovf references: it cannot be deployed")
-        elif attributes.get("size", "").isdecimal() and int(attributes["size"]) != sizes[name]:
+        elif is_decimal(attributes.get("size")) and int(attributes["size"]) != sizes[name]:
             told = f"{attributes['size']} bytes where the file has {sizes[name]}"
             findings.error(file_place(where, name), f"is declared by the .ovf with {told}")
