@@ -58,7 +58,7 @@ def test_a_demonstration_that_fails_says_why_and_where_the_logs_are(tmp_path: Pa
     folder = tmp_path / "demo"
     programs = tmp_path / "bin"
     programs.mkdir()
-    for program in ("rsync", "ssh", "ssh-keygen", "ssh-keyscan"):
+    for program in ("rsync", "ssh", "ssh-keygen", "ssh-keyscan", "qemu-img", "cp"):
         (programs / program).symlink_to(f"/usr/bin/{program}")
     done = demo(CLR_DEMO_FOLDER=str(folder), PATH=str(programs))
     assert done.returncode == 1

@@ -9,6 +9,7 @@ CLR_DEMO_FOLDER names another folder.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("CLR_DEMO_FOLDER", ROOT / ".demo"))
 CLR = str(Path(sys.executable).with_name("clr"))
 FIRST_SYNC_SECONDS = 120
+WEB_SERVER_SECONDS = 10
 
 
 class DemoError(Exception):
@@ -73,6 +75,7 @@ def demonstrate(run_dir: Path) -> None:
         say("\n2. A remote site starts `clr run`: it serves at once, syncs, and publishes")
         with client(environment) as process:
             wait_for_first_sync(process)
+            wait_for_web_server(http_port)
             show_run(library)
 
             say("\n3. At the primary site a disk is patched, a template added, one removed; then `clr sync`")
@@ -157,6 +160,20 @@ def wait_for_first_sync(process: subprocess.Popen[bytes]) -> None:
             raise DemoError(f"`clr run` ended with exit code {process.returncode}:\n{tail('client.log')}")
         if time.monotonic() > deadline:
             raise DemoError(f"no sync within {FIRST_SYNC_SECONDS} seconds:\n{tail('client.log')}")
+        time.sleep(0.1)
+
+
+def wait_for_web_server(port: int) -> None:
+    """Return once the library is served."""
+    deadline = time.monotonic() + WEB_SERVER_SECONDS
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        with contextlib.suppress(OSError), contextlib.closing(connection):
+            connection.request("GET", "/lib.json")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return
+        if time.monotonic() > deadline:
+            raise DemoError(f"the web server does not serve the library:\n{tail('client.log')}")
         time.sleep(0.1)
 
 
