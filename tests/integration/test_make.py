@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,42 @@ def test_the_demonstration_shows_two_syncs_and_ends_with_nothing_left_running(tm
     assert re.search(r"added: +Jump host$", done.stdout, re.MULTILINE)
     assert re.search(r"removed: +tools.iso$", done.stdout, re.MULTILINE)
     assert re.search(r"http://127\.0\.0\.1:\d+/lib\.json$", done.stdout, re.MULTILINE)
+    assert processes_of(folder) == []
+
+
+def test_with_a_terminal_the_library_stays_up_until_ctrl_c(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    keyboard, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "support.demo"],
+        cwd=ROOT / "tests",
+        env={**os.environ, "CLR_DEMO_FOLDER": str(folder)},
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        told = ""
+        for line in process.stdout:
+            told += line
+            if "Ctrl-C" in line:
+                break
+        url = re.search(r"http://127\.0\.0\.1:\d+/lib\.json$", told, re.MULTILINE)
+        assert url is not None, told
+        with urllib.request.urlopen(url[0], timeout=10) as answer:
+            assert answer.status == 200
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0, process.stdout.read()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+        process.stdout.close()
+        os.close(keyboard)
+        os.close(terminal)
     assert processes_of(folder) == []
 
 

@@ -47,7 +47,8 @@ def known_variables() -> set[str]:
     fields = dataclasses.fields(settings.Settings)
     names = {field.name.upper() for field in fields} | set(settings.ALIASES)
     names |= {f"{field.name.upper()}_FILE" for field in fields if field.metadata["secret"]}
-    return names | set(re.findall(r"\$\{([A-Z_]+)[:-]", ENTRYPOINT))
+    misspelt = {"SYNC_SHEDULE"}  # in an example of the warning
+    return names | misspelt | set(re.findall(r"\$\{([A-Z_]+)[:-]", ENTRYPOINT))
 
 
 def targets() -> dict[str, str]:
