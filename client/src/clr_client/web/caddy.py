@@ -44,7 +44,11 @@ PASSED = (
     "SSL_CERT_DIR",
 )
 # Caddy's warnings about what is meant to be so.
-EXPECTED = re.compile(r"automatic HTTPS is completely disabled|admin endpoint on open interface|^exiting; byeee")
+EXPECTED = re.compile(
+    r"automatic HTTPS is completely disabled|admin endpoint on open interface|stapling OCSP|^exiting; byeee"
+)
+# What people wait for when Caddy gets certificates itself.
+AWAITED = re.compile(r"^(obtaining|renewing) certificate|certificate (obtained|renewed) successfully")
 NOT_EXTRA = {"level", "ts", "logger", "msg", "stacktrace"}
 
 
@@ -97,6 +101,7 @@ class Caddy:
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._said = ""
 
     async def start(self, config: dict[str, Any]) -> None:
@@ -127,19 +132,21 @@ class Caddy:
         """Take no more connections, let downloads finish for ``DRAIN`` seconds, and end."""
         if self._supervisor is None:
             return
-        process, supervisor = self._process, self._supervisor
-        self._supervisor = None
-        if process is not None and process.returncode is None:
-            _signal(process, signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), DRAIN)
-        supervisor.cancel()
-        await asyncio.gather(supervisor, return_exceptions=True)
+        # Nothing is cancelled here: cancelling asyncio's creation of a process can wait for ever (Python 3.11).
+        self._stopping.set()
+        self._end(signal.SIGTERM)
+        _, draining = await asyncio.wait({self._supervisor}, timeout=DRAIN)
+        if draining:
+            self._end(signal.SIGKILL)
+            await asyncio.wait({self._supervisor}, timeout=DRAIN)
 
     def kill(self) -> None:
         """End at once."""
-        if self._process is not None:
-            _signal(self._process, signal.SIGKILL)
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            _signal(self._process, number)
 
     async def _supervise(self) -> None:
         wait = FIRST_WAIT
@@ -148,12 +155,14 @@ class Caddy:
             ended = await self._run_once()
             self.healthy = False
             self._settled.set()
-            if self._supervisor is None:
+            if self._stopping.is_set():
                 return
             if time.monotonic() - started >= STABLE:
                 wait = FIRST_WAIT
             log.error("%s; starting it again in %.0f s", ended, wait)
-            await asyncio.sleep(wait)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait)
+                return
             self.restarts += 1
             wait = min(wait * 2, LONGEST_WAIT)
 
@@ -175,17 +184,16 @@ class Caddy:
         except OSError as error:
             return f"Caddy cannot be started ({error.strerror}: {error.filename})"
         self._process = process
+        if self._stopping.is_set():
+            self._end(signal.SIGTERM)
         ready = asyncio.create_task(self._await_ready(process))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed(process))
                 group.create_task(self._listen(process))
-                await process.wait()
         finally:
+            await process.wait()
             ready.cancel()
-            if process.returncode is None:
-                _signal(process, signal.SIGKILL)
-                await process.wait()
         return self._why(process.returncode)
 
     def _environment(self) -> dict[str, str]:
@@ -260,8 +268,8 @@ class Caddy:
         if logger.startswith("http.log.access"):
             log.debug("%s", _access(event))
             return
-        if event["level"] == "info" and logger.startswith(("tls.obtain", "tls.renew", "tls.issuance")):
-            level = logging.INFO  # people wait for certificates
+        if event["level"] == "info" and AWAITED.search(text):
+            level = logging.INFO
         if EXPECTED.search(text):
             level = logging.DEBUG
         extras = [f"{key}={_short(value)}" for key, value in event.items() if key not in NOT_EXTRA]

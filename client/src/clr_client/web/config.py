@@ -30,7 +30,9 @@ SANDBOX = "sandbox; default-src 'none'"
 PLAIN_TEXT = "text/plain; charset=utf-8"
 NOT_PUBLISHED = json.dumps({"status": "TRANSFERRING", "progress": 0, "message": ""}) + "\n"
 RETRY_AFTER = "30"
+HEADER_TIMEOUT = "15s"
 # The own CA's certificates live long, because vSphere pins them by thumbprint: each renewal must be accepted by hand.
+CA_NAME = "Content Library Rsync"
 INTERNAL_LIFETIME = "26280h"  # three years; Caddy renews after two
 
 Route = dict[str, Any]
@@ -56,8 +58,8 @@ def configuration(settings: Settings, *, password_hash: str = "", pair: Pair | N
     apps: dict[str, Any] = {"http": _http(settings, _library(settings, password_hash), pair, debug=debug)}
     if settings.tls_name:
         apps["tls"] = _tls(settings, pair)
-    if settings.tls_internal:
-        apps["pki"] = {"certificate_authorities": {"local": {"name": "Content Library Rsync", "install_trust": False}}}
+        # Caddy makes its CA also for ACME and a name that is not public; left alone it would have the system trust it.
+        apps["pki"] = {"certificate_authorities": {"local": {"name": CA_NAME, "install_trust": False}}}
     return {
         "admin": {"listen": f"unix/{admin_socket(settings)}", "config": {"persist": False}},
         "logging": {
@@ -83,7 +85,7 @@ def _http(settings: Settings, library: list[Route], pair: Pair | None, *, debug:
             "automatic_https": {"disable": True},
             "protocols": protocols,
             # No limit on reading or writing a whole request: a disk takes as long as the line needs.
-            "read_header_timeout": "15s",
+            "read_header_timeout": HEADER_TIMEOUT,
             "idle_timeout": "2m",
             "max_header_bytes": 32768,
             **({"logs": {}} if debug else {}),
@@ -106,14 +108,19 @@ def _http(settings: Settings, library: list[Route], pair: Pair | None, *, debug:
 
 
 def _tls(settings: Settings, pair: Pair | None) -> dict[str, Any]:
+    common = {"disable_ocsp_stapling": True}  # vSphere does not ask, and Let's Encrypt no longer answers
     if settings.tls_custom_cert:
         if pair is None:
             return {}
-        return {"certificates": {"load_pem": [{"certificate": pair.certificate, "key": pair.key, "tags": ["site"]}]}}
+        return {
+            **common,
+            "certificates": {"load_pem": [{"certificate": pair.certificate, "key": pair.key, "tags": ["site"]}]},
+        }
     issuer: dict[str, Any] = {"module": "acme"}
     if settings.tls_internal:
         issuer = {"module": "internal", "ca": "local", "lifetime": INTERNAL_LIFETIME, "sign_with_root": True}
     return {
+        **common,
         "certificates": {"automate": [settings.tls_name]},
         "automation": {"policies": [{"subjects": [settings.tls_name], "issuers": [issuer]}]},
     }
