@@ -80,6 +80,8 @@ class Misbehaving:
 
     root: Path
     url: str = ""
+    context: ssl.SSLContext | None = None
+    connections: int = 0
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
@@ -92,9 +94,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Files with HEAD, ranges and keep-alive."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def __init__(self, site: Misbehaving, *args: Any) -> None:
         self.site = site
+        site.connections += 1
         super().__init__(*args)
 
     def do_GET(self) -> None:
@@ -158,6 +162,7 @@ def misbehaving(root: Path, certificate: tuple[Path, Path] | None = None) -> Ite
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
+        site.context = context
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     site.url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
