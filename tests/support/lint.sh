@@ -23,16 +23,27 @@ shell_files() {
     done
 }
 
+# The server's programs in Python, which mostly have no suffix.
+server_python() {
+    find server -name data -prune -o -type f -exec \
+        awk 'FNR == 1 && (/^#!.*\/python3/ || FILENAME ~ /\.py$/) { print FILENAME } { nextfile }' {} +
+}
+
 yaml_files() {
     find . -maxdepth 1 -name '*.yaml'
     find server client tests docs .ci -name data -prune -o \( -name '*.yaml' -o -name '*.yml' \) -print 2>/dev/null
 }
 
-step 'ruff check' ruff check --quiet --config client/pyproject.toml client tests
-step 'ruff format' ruff format --quiet --check --config client/pyproject.toml client tests
+# shellcheck disable=SC2046  # no spaces in our own file names
+step 'ruff check' ruff check --quiet --config client/pyproject.toml client tests $(server_python)
+# shellcheck disable=SC2046
+step 'ruff format' ruff format --quiet --check --config client/pyproject.toml client tests $(server_python)
 step 'mypy client' mypy --no-error-summary --config-file client/pyproject.toml client/src/clr_client
 step 'mypy tests/support' env MYPYPATH=tests mypy --no-error-summary --config-file client/pyproject.toml -p support
-# shellcheck disable=SC2046  # no spaces in our own file names
+for file in $(server_python); do
+    step "mypy $file" env MYPYPATH=server mypy --no-error-summary --config-file client/pyproject.toml "$file"
+done
+# shellcheck disable=SC2046
 step 'shellcheck' shellcheck $(shell_files)
 # shellcheck disable=SC2046
 step 'yamllint' yamllint --strict --config-file tests/yamllint.yaml $(yaml_files)
