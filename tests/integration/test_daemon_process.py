@@ -1,0 +1,269 @@
+"""The container's process: signals, health and what one part's failure does to the others."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import pytest
+from clr_client import settings as clr_settings
+from clr_client.web import health
+from support.caddy import make_pair
+from support.server import free_port, make_key, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TESTS = Path(__file__).parents[1]
+
+
+class Daemon:
+    """`clr run` in ``home``, or the same with a sync that pretends. Keyword arguments are settings."""
+
+    def __init__(self, home: Path, *argv: str, **environment: str) -> None:
+        self.home, self.http, self.https = home, free_port(), free_port()
+        self.environment = {
+            "SYNC_PEER": f"127.0.0.1:{free_port()}",
+            "SYNC_RETRIES": "0",
+            "HTTP_PORT": str(self.http),
+            "HTTPS_PORT": str(self.https),
+            "CLR_LIBRARY_DIR": str(home / "library"),
+            "CLR_KEYS_DIR": str(home / "keys"),
+            "CLR_CERTS_DIR": str(home / "certs"),
+            "CLR_DATA_DIR": str(home / "data"),
+            "CLR_RUN_DIR": str(home / "run"),
+            **environment,
+        }
+        self.settings = clr_settings.load(self.environment)[0]
+        (home / "keys").mkdir()
+        make_key(home / "keys" / "id_syncer")
+        self.log = home / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *argv], cwd=TESTS, env={**os.environ, **self.environment}, stdout=log, stderr=log
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, text: str, seconds: float = 20) -> None:
+        wait_until(
+            lambda: text in self.said or self.process.poll() is not None, seconds, f"{text!r} in the log:\n{self.said}"
+        )
+        assert text in self.said, self.said
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, seconds: float = 10) -> int:
+        """Ask it to stop; its exit code."""
+        self.send(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    @property
+    def problems(self) -> list[str]:
+        return health.problems(self.settings, self.home / "library" / "status.json")
+
+    def status(self) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", "/lib.json")
+            return connection.getresponse().status
+
+
+@contextlib.contextmanager
+def running(*argv: str, **environment: str) -> Iterator[Daemon]:
+    with TemporaryDirectory(prefix="clr") as home:
+        daemon = Daemon(Path(home), *argv, **environment)
+        try:
+            yield daemon
+        finally:
+            if daemon.process.poll() is None:
+                daemon.process.send_signal(signal.SIGTERM)
+                try:
+                    daemon.process.wait(10)
+                except subprocess.TimeoutExpired:
+                    daemon.process.kill()
+                    daemon.process.wait()
+
+
+def pretending(seconds: float, end: str = "ok") -> tuple[str, ...]:
+    return ("support.daemon", str(seconds), end)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_it_serves_at_once_and_syncs_at_once_without_the_random_wait() -> None:
+    with running(*pretending(0), SYNC_DELAY="true") as daemon:
+        daemon.until("sync ended")
+        assert "sync began: start" in daemon.said
+        assert daemon.said.index("serving; the subscription URL is") < daemon.said.index("sync began: start")
+        assert daemon.status() == 503
+        assert "clr " in daemon.said.splitlines()[0]
+        assert "the next sync is due Fri" in daemon.said
+
+
+def test_it_serves_while_the_first_sync_is_running() -> None:
+    with running(*pretending(3600)) as daemon:
+        daemon.until("sync began")
+        assert daemon.status() == 503
+        wait_until(lambda: not daemon.problems)
+
+
+def test_sigterm_in_a_sync_cancels_it_and_leaves_no_process_behind() -> None:
+    with running(*pretending(3600)) as daemon:
+        daemon.until("sync began")
+        daemon.status()
+        below = children(daemon.process.pid)
+        assert len(below) == 1
+        started = time.monotonic()
+        assert daemon.end() == 0
+        assert time.monotonic() - started < 5
+        assert "sync was cancelled" in daemon.said
+        assert daemon.said.splitlines()[-1].endswith(" stopped")
+        assert "Traceback" not in daemon.said
+        assert not Path(f"/proc/{below[0]}").exists()
+        assert not health.heartbeat(daemon.settings).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_between_syncs_ends_it_at_once(number: signal.Signals) -> None:
+    with running(*pretending(0)) as daemon:
+        daemon.until("the next sync is due")
+        started = time.monotonic()
+        daemon.send(number)
+        assert daemon.process.wait(10) == 0
+        assert time.monotonic() - started < 5
+
+
+def test_signal_while_it_starts_ends_it_at_once() -> None:
+    with running(*pretending(0), LIBRARY_PASSWORD="hashing takes a second") as daemon:
+        daemon.until("settings:")
+        assert daemon.end() == 0
+
+
+def test_second_signal_does_not_wait_for_anything() -> None:
+    with running(*pretending(3600, "stubborn")) as daemon:
+        daemon.until("sync began")
+        below = children(daemon.process.pid)
+        daemon.send(signal.SIGTERM)
+        daemon.until("sync was cancelled")
+        daemon.send(signal.SIGTERM)
+        assert daemon.process.wait(3) == 1
+        wait_until(lambda: not Path(f"/proc/{below[0]}").exists())
+
+
+def test_sigusr1_syncs_now_and_once_more_after_a_sync_that_is_running() -> None:
+    with running(*pretending(0.5)) as daemon:
+        daemon.until("the next sync is due")
+        daemon.send(signal.SIGUSR1)
+        wait_until(lambda: daemon.said.count("sync began: hand") == 1)
+        daemon.send(signal.SIGUSR1)
+        wait_until(lambda: daemon.said.count("sync began: hand") == 2)
+        wait_until(lambda: daemon.said.count("sync ended") == 3)
+
+
+def test_sighup_reads_the_certificate_anew() -> None:
+    environment = {"TLS_NAME": "library.example.com", "TLS_CUSTOM_CERT": "true"}
+    with running(*pretending(0), **environment) as daemon:
+        daemon.until("nothing is served until the certificate is mended")
+        assert any("cert.pem is missing" in problem for problem in daemon.problems)
+        make_pair(daemon.home / "certs")
+        daemon.send(signal.SIGHUP)
+        daemon.until("the web server's configuration was loaded anew", seconds=5)
+        wait_until(lambda: not daemon.problems)
+
+
+@pytest.mark.parametrize(
+    ("end", "line"),
+    [("fail", "error: sync failed: the server is away. Wait for it"), ("crash", "RuntimeError: a defect")],
+)
+def test_failing_sync_is_logged_and_everything_else_goes_on(end: str, line: str) -> None:
+    with running(*pretending(0, end)) as daemon:
+        daemon.until("the next sync is due")
+        assert line in daemon.said
+        assert ("Traceback" in daemon.said) is (end == "crash")
+        assert daemon.status() == 503
+        daemon.send(signal.SIGUSR1)
+        daemon.until("sync began: hand")
+        assert daemon.end() == 0
+
+
+def test_dead_caddy_is_unhealthy_and_comes_back() -> None:
+    with running(*pretending(0)) as daemon:
+        daemon.until("the next sync is due")
+        wait_until(lambda: not daemon.problems)
+        os.kill(children(daemon.process.pid)[0], signal.SIGKILL)
+        daemon.until("Caddy ended with signal 9")
+        assert any("does not answer on port" in problem for problem in daemon.problems)
+        wait_until(lambda: not daemon.problems)
+
+
+@pytest.mark.parametrize("tls", ["plain", "internal"])
+def test_library_with_a_password_is_healthy(tls: str) -> None:
+    named = {"TLS_NAME": "library.example.com", "TLS_INTERNAL": "true"} if tls == "internal" else {}
+    with running(*pretending(0), LIBRARY_PASSWORD="geheim", **named) as daemon:
+        daemon.until("the next sync is due")
+        wait_until(lambda: not daemon.problems)
+        assert "geheim" not in daemon.said
+        assert "LIBRARY_PASSWORD=(set)" in daemon.said
+
+
+def test_health_names_what_is_wrong_with_the_syncs() -> None:
+    with running(*pretending(0)) as daemon:
+        daemon.until("the next sync is due")
+        wait_until(lambda: not daemon.problems)
+        status = daemon.home / "library" / "status.json"
+        for failures, published, found in [
+            (0, False, []),
+            (1, True, []),
+            (2, True, []),
+            (3, True, ["the last 3 syncs failed; see `clr status`"]),
+            (1, False, ["nothing is published, and the last sync failed; see `clr status`"]),
+        ]:
+            status.write_text(json.dumps({"published": published, "failures_in_row": failures}))
+            assert daemon.problems == found
+        status.write_text("damaged")
+        assert daemon.problems == []
+
+
+def test_health_notices_a_process_that_hangs_and_one_that_is_gone() -> None:
+    with running(*pretending(0)) as daemon:
+        daemon.until("the next sync is due")
+        wait_until(lambda: not daemon.problems)
+        daemon.send(signal.SIGSTOP)
+        long_ago = time.time() - 100
+        os.utime(health.heartbeat(daemon.settings), (long_ago, long_ago))
+        assert [problem[:46] for problem in daemon.problems] == ["`clr run` has shown no sign of life for 100 s"[:46]]
+        daemon.send(signal.SIGCONT)
+        assert daemon.end() == 0
+        assert daemon.problems[0] == "`clr run` is not running, or has not come up yet"
+
+
+def test_real_run_serves_on_although_its_server_is_away_and_says_so() -> None:
+    with running("clr_client", "run") as daemon:
+        daemon.until("the next sync is due")
+        assert "sync failed: " in daemon.said
+        assert "Traceback" not in daemon.said
+        assert daemon.status() == 503
+        wait_until(lambda: daemon.problems == ["nothing is published, and the last sync failed; see `clr status`"])
+        assert daemon.end() == 0
+
+
+def test_run_without_a_server_ends_with_one_line() -> None:
+    with running("clr_client", "run", SYNC_PEER="") as daemon:
+        assert daemon.process.wait(20) == 3
+        assert daemon.said.count("\n") == 1
+        assert "SYNC_PEER is not set" in daemon.said

@@ -1,0 +1,42 @@
+"""`clr run` with a sync that only pretends, as a process of its own for tests of signals.
+
+Arguments: how long a sync takes in seconds, and what becomes of it: ok, fail, crash or stubborn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from clr_client import daemon
+from clr_client import settings as clr_settings
+from clr_client.errors import TransportError
+from clr_client.reporting import logs
+
+if TYPE_CHECKING:
+    from clr_client.settings import Settings
+
+
+async def sync(_: Settings, *, trigger: str) -> None:
+    print(f"sync began: {trigger}", flush=True)
+    seconds, end = float(sys.argv[1]), sys.argv[2]
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        print("sync was cancelled", flush=True)
+        if end == "stubborn":
+            await asyncio.sleep(3600)
+        raise
+    if end == "fail":
+        raise TransportError("the server is away", "Wait for it")
+    if end == "crash":
+        raise RuntimeError("a defect")
+    print("sync ended", flush=True)
+
+
+if __name__ == "__main__":
+    loaded, _warnings = clr_settings.load(os.environ)
+    logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
+    sys.exit(asyncio.run(daemon.run(loaded, sync)))

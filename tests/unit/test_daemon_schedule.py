@@ -1,0 +1,213 @@
+"""When the daemon syncs: on a clock that the test sets, with syncs that only pretend."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from clr_client import daemon
+from clr_client import settings as clr_settings
+from clr_client.daemon import Work
+from clr_client.errors import LockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import tzinfo
+
+    import pytest
+
+START = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
+
+
+class Clock:
+    """A clock on the wall that moves by a slice whenever somebody sleeps, and jumps when told to."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+        self.slept = 0.0
+
+    def __call__(self, tz: tzinfo | None = None) -> datetime:
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.slept += seconds
+
+
+class Story:
+    """A Work on that clock, and the syncs it made: ``(trigger, when)``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, schedule: str = "*/10 * * * *", **environment: str) -> None:
+        self.clock = Clock()
+        self.runs: list[tuple[str, datetime]] = []
+        self.during: Callable[[int], None] = lambda number: None
+        self.asleep: Callable[[float], None] = lambda seconds: None
+        settings, _ = clr_settings.load({"SYNC_PEER": "x", "SYNC_SCHEDULE": schedule, **environment})
+        self.work = Work(settings, self.sync, now=self.clock)
+
+        async def asked_within(work: Work, seconds: float) -> bool:
+            assert self.clock.slept < 40 * 86400, "nothing ever happens"
+            self.clock.move(seconds)
+            self.asleep(seconds)
+            await asyncio.sleep(0)
+            return work.asked.is_set()
+
+        monkeypatch.setattr(Work, "_asked_within", asked_within)
+
+    async def sync(self, settings: Any, *, trigger: str) -> None:
+        self.runs.append((trigger, self.clock.now))
+        if len(self.runs) >= self.wanted:
+            self.enough.set()
+        self.during(len(self.runs))
+
+    def tell(self, runs: int) -> list[tuple[str, str]]:
+        """Let it go on until it began that many syncs; what triggered them, and the time of day."""
+
+        self.enough, self.wanted = asyncio.Event(), runs
+
+        async def go() -> None:
+            task = asyncio.create_task(self.work.go())
+            enough = asyncio.create_task(self.enough.wait())
+            await asyncio.wait({task, enough}, return_when=asyncio.FIRST_COMPLETED)
+            task.cancel()
+            enough.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(go())
+        return [(trigger, when.strftime("%H:%M:%S")) for trigger, when in self.runs[:runs]]
+
+
+def test_first_sync_is_at_once_and_the_others_on_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Story(monkeypatch).tell(3) == [("start", "12:00:30"), ("schedule", "12:10:00"), ("schedule", "12:20:00")]
+
+
+def test_runs_that_a_long_sync_covers_are_skipped_counted_and_not_made_up_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    story = Story(monkeypatch)
+    story.during = lambda number: story.clock.move(35 * 60 if number == 2 else 0)
+    assert story.tell(3) == [("start", "12:00:30"), ("schedule", "12:10:00"), ("schedule", "12:50:00")]
+    assert story.work.skipped == 3
+    assert "3 scheduled syncs were skipped while this one ran" in caplog.text
+
+
+def test_clock_set_forward_gives_one_run_and_no_storm(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(monkeypatch)
+    jumps = [86400.0]
+    story.asleep = lambda seconds: story.clock.move(jumps.pop()) if jumps else None
+    first, second, third = story.tell(3)
+    assert [first[1], second[1], third[1]] == ["12:00:30", "12:01:00", "12:10:00"]
+    assert story.runs[1][1].date() == START.date() + timedelta(days=1)
+
+
+def test_clock_set_back_by_a_day_does_not_put_the_next_run_off_by_a_day(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    story = Story(monkeypatch)
+    jumps = [-86400.0]
+    story.asleep = lambda seconds: story.clock.move(jumps.pop()) if jumps else None
+    assert story.tell(2)[1] == ("schedule", "12:10:00")
+    assert story.runs[1][1].date() == START.date() - timedelta(days=1)
+    assert "the clock was set back" in caplog.text
+
+
+def test_clock_corrected_by_a_second_after_a_run_does_not_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(monkeypatch)
+    story.clock.now = START.replace(minute=10, second=0)
+    jumps = [-32.0]
+    story.asleep = lambda seconds: story.clock.move(jumps.pop()) if jumps else None
+    assert story.tell(2) == [("start", "12:10:00"), ("schedule", "12:20:00")]
+
+
+def test_nobody_sleeps_longer_than_a_slice_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(monkeypatch, "0 0 1 1 *")
+    slept: list[float] = []
+
+    def note(seconds: float) -> None:
+        slept.append(seconds)
+        story.clock.move(86400)
+
+    story.asleep = note
+    story.tell(2)
+    assert max(slept) <= 30
+
+
+def test_random_wait_comes_before_scheduled_runs_only_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    delays: list[tuple[float, float]] = []
+
+    class Dice:
+        def uniform(self, low: float, high: float) -> float:
+            delays.append((low, high))
+            return 100.0
+
+    monkeypatch.setattr(daemon.random, "SystemRandom", Dice)
+    story = Story(monkeypatch, SYNC_DELAY="true", SYNC_DELAY_MAX_SECONDS="300")
+    assert story.tell(3) == [("start", "12:00:30"), ("schedule", "12:11:40"), ("schedule", "12:21:40")]
+    assert delays == [(0, 300), (0, 300)]
+    assert "waiting 1 min 40 s before this sync (SYNC_DELAY)" in caplog.text
+
+
+def test_random_wait_longer_than_the_interval_is_capped_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    story = Story(monkeypatch, SYNC_DELAY="true", SYNC_DELAY_MAX_SECONDS="21600")
+    story.tell(10)
+    waits = [when - when.replace(minute=when.minute // 10 * 10, second=0, microsecond=0) for _, when in story.runs[1:]]
+    assert max(waits) <= timedelta(minutes=10)
+    assert len({when for _, when in story.runs}) == 10
+    assert caplog.text.count("SYNC_DELAY_MAX_SECONDS=21600 is longer than the time between syncs; capped at 600 s") == 1
+
+
+def test_random_waits_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(monkeypatch, "0 * * * *", SYNC_DELAY="true", SYNC_DELAY_MAX_SECONDS="3000")
+    story.tell(6)
+    assert len({(when.minute, when.second, when.microsecond) for _, when in story.runs[1:]}) > 3
+
+
+def test_sync_asked_for_by_hand_comes_at_once_also_within_the_random_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(monkeypatch, SYNC_DELAY="true", SYNC_DELAY_MAX_SECONDS="300")
+    story.asleep = lambda seconds: story.work.asked.set() if story.clock.now > START.replace(minute=10) else None
+    runs = story.tell(2)
+    assert runs[1][0] == "hand"
+
+
+def test_run_that_finds_the_library_locked_is_skipped_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    story = Story(monkeypatch)
+
+    def locked(number: int) -> None:
+        raise LockedError("already running since 12:00")
+
+    story.during = locked
+    assert len(story.tell(3)) == 3
+    assert "sync skipped: already running since 12:00" in caplog.text
+
+
+def test_summary_of_the_settings_shows_what_was_set_but_no_secret() -> None:
+    settings, _ = clr_settings.load(
+        {
+            "SYNC_PEER": "a.example, [2001:db8::1]:22",
+            "LIBRARY_PASSWORD": "geheim",
+            "SYNC_HOST_KEY": "SHA256:" + "A" * 43,
+            "LIBRARY_NAME": "Golden images",
+            "SYNC_TIMEOUT": "90",
+            "LIBRARY_BROWSE": "true",
+            "TZ": "Europe/Berlin",
+            "SYNC_PORT": "2222",
+        }
+    )
+    assert daemon.describe(settings) == [
+        "TZ=Europe/Berlin",
+        "SYNC_PEER=a.example:2222,[2001:db8::1]:22",
+        "SYNC_HOST_KEY=(set)",
+        "SYNC_TIMEOUT=90s",
+        'LIBRARY_NAME="Golden images"',
+        "LIBRARY_BROWSE=true",
+        "LIBRARY_PASSWORD=(set)",
+    ]
