@@ -152,6 +152,15 @@ def test_the_reference_of_the_library_volume_lists_what_is_there_and_nothing_els
     assert listed == {path.name for path in paths} | {".lock"}
 
 
+def test_the_design_names_every_module_and_package_of_the_client_and_no_other() -> None:
+    parts = (ROOT / "docs/design.md").read_text().split("```")[1].split("tests/ ")[0]
+    source = ROOT / "client/src/clr_client"
+    there = {path.name for path in source.glob("*.py") if not path.name.startswith("__")}
+    there |= {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    named = set(re.findall(r"[a-z]+\.py|[a-z]+/(?= )", parts.partition("clr_client/\n")[2]))
+    assert named == there
+
+
 def test_every_make_target_has_a_line_of_help_and_is_phony() -> None:
     phony = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split()
     assert sorted(targets()) == sorted(phony)
