@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
-from support.server import Server, make_key, wait_until
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from support.server import Server, descendants, make_key, wait_until
 
 
 @pytest.fixture
@@ -176,6 +174,25 @@ def test_a_key_file_that_is_a_dangling_link_or_a_folder_is_named(library: Path, 
         for file in ("gone.pub", "folder.pub"):
             assert "cannot be read" in line_about(server, file)
         assert lists(server).returncode == 0
+
+
+def test_a_pipe_among_the_keys_is_named_and_holds_nobody_up(library: Path, tmp_path: Path) -> None:
+    server = Server(library, tmp_path / "s")
+    os.mkfifo(server.key_folder / "pipe.pub")
+    with server:
+        assert "cannot be read" in line_about(server, "pipe.pub")
+        assert lists(server).returncode == 0
+
+
+def test_nobody_is_let_in_when_the_keys_are_no_longer_looked_at(library: Path, tmp_path: Path) -> None:
+    with Server(library, tmp_path / "s") as server:
+        assert server.process is not None
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(server.process.pid)}
+        (keeper,) = (pid for pid, command in commands.items() if b"/authorize-keys\0" in command)
+        os.kill(keeper, signal.SIGKILL)
+        assert server.process.wait(timeout=10) == 1
+        assert "authorize-keys failed, so sshd is stopped" in server.log_text()
+        assert "Connection refused" in lists(server).stderr
 
 
 def test_windows_line_ends_and_a_missing_newline_do_no_harm_and_are_mentioned(library: Path, tmp_path: Path) -> None:
