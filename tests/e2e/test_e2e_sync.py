@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from clr_client.vcsp.subscriber import Subscriber
+from support.server import wait_until
 from support.templates import fake_template
 
 if TYPE_CHECKING:
@@ -130,6 +131,6 @@ def test_a_key_that_the_server_does_not_know_is_named_in_the_log(make_pair: Call
 
     assert failed["result"] == "failed"
     assert "id_syncer" in failed["error"]
-    assert failed["error"] in pair.logs("client")
+    wait_until(lambda: failed["error"] in pair.logs("client"), 10, "the reason in the log")
     with pytest.raises(OSError, match="503"):
         pair.fetch("lib.json")
