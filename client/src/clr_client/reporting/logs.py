@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import os
+import queue
 import sys
+import threading
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from clr_client.text import printable
 
 if TYPE_CHECKING:
+    from typing import TextIO
     from zoneinfo import ZoneInfo
+
+WAITING_LINES = 10_000
+"""Lines that wait for a reader that stands still; further ones are dropped."""
+LAST_WORDS_SECONDS = 2.0
 
 
 class _Lines(logging.Formatter):
-    """Time with offset, level when it is not the ordinary one, text; no raw control character from elsewhere."""
+    """Time with offset, level when it is not the ordinary one, text; no raw control character from elsewhere.
+
+    Lines of a traceback are indented, so that none of them can pass for an event.
+    """
 
     def __init__(self, zone: ZoneInfo) -> None:
         super().__init__()
@@ -24,10 +37,14 @@ class _Lines(logging.Formatter):
     def when(self, record: logging.LogRecord) -> str:
         return datetime.fromtimestamp(record.created, self.zone).isoformat(timespec="seconds")
 
+    def traceback(self, record: logging.LogRecord) -> str:
+        lines = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        return "\n".join(f"  {printable(line)}" for line in lines)
+
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         line = f"{self.when(record)} {level}{printable(record.getMessage())}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{self.traceback(record)}" if record.exc_info else line
 
 
 class _Json(_Lines):
@@ -39,13 +56,49 @@ class _Json(_Lines):
             "message": printable(record.getMessage()),
         }
         if record.exc_info:
-            event["traceback"] = self.formatException(record.exc_info)
+            event["traceback"] = self.traceback(record)
         return json.dumps(event)
 
 
-def configure(zone: ZoneInfo, *, form: str = "text", level: str = "info") -> None:
-    """Send all log lines to standard output. A closed output ends nothing: lines are dropped."""
-    handler = logging.StreamHandler(sys.stdout)
+class _Patient(logging.Handler):
+    """Writes lines in a thread, so that a reader that stands still or is gone stops nothing."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+        self.lines: queue.Queue[str | None] = queue.Queue(WAITING_LINES)
+        self.thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self.thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self.lines.put_nowait(self.format(record) + "\n")
+
+    def close(self) -> None:
+        with contextlib.suppress(queue.Full):
+            self.lines.put_nowait(None)
+        self.thread.join(LAST_WORDS_SECONDS)
+        super().close()
+
+    def _write(self) -> None:
+        while (line := self.lines.get()) is not None:
+            rest = line.encode("utf-8", "backslashreplace")
+            with contextlib.suppress(OSError):
+                while rest:
+                    rest = rest[os.write(self.descriptor, rest) :]
+
+
+def configure(zone: ZoneInfo, *, form: str = "text", level: str = "info", stream: TextIO | None = None) -> None:
+    """Send all log lines to ``stream``, standard output by default. A closed or stuck one ends nothing.
+
+    :param form: text or json.
+    """
+    stream = stream or sys.stdout
+    handler: logging.Handler
+    try:
+        handler = _Patient(stream.fileno())
+    except io.UnsupportedOperation:
+        handler = logging.StreamHandler(stream)
     handler.setFormatter(_Json(zone) if form == "json" else _Lines(zone))
     logging.raiseExceptions = False
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -9,6 +9,7 @@ from clr_client.reporting import status as statuses
 from clr_client.text import printable, size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from clr_client.settings import Settings
@@ -21,30 +22,42 @@ def as_json(path: Path) -> str:
     return statuses.dump(statuses.load(path)).decode().rstrip()
 
 
-def as_text(settings: Settings, path: Path) -> str:
-    """Return what is published, what is held and why, the last runs, and when the next one is due."""
+def as_text(settings: Settings, path: Path, generations: Sequence[int] = ()) -> str:
+    """Return what is published, what is held and why, the last runs, and when the next one is due.
+
+    :param generations: numbers of those that can be rolled back to.
+    """
     status = statuses.load(path)
     lines = [_library(status.library) if status.published else "nothing published yet"]
-    lines += [f"held: {printable(held['key'])}: {printable(held['reason'])}{_serves(held)}" for held in status.held]
+    if generations:
+        lines.append(f"generations kept: {', '.join(map(str, generations))}")
+    lines += [f"held: {_shown(held['key'])}: {_shown(held['reason'])}{_serves(held)}" for held in status.held]
     for run in status.runs[:SHOWN_RUNS]:
-        when = _local(run["started"], settings)
-        text = f"failed: {printable(run['error'])}" if run["result"] == statuses.FAILED else run["summary"]
-        lines.append(f"{when} ({run['trigger']}) {text}")
+        text = f"failed: {run['error']}" if run["result"] == statuses.FAILED else run["summary"]
+        lines.append(f"{_local(run['started'], settings)} ({_shown(run['trigger'])}) {_shown(text)}")
     following = settings.sync_schedule.next_after(datetime.now(UTC), settings.tz).astimezone(settings.tz)
     lines.append(f"next: {following:%a %Y-%m-%d %H:%M %Z}")
     return "\n".join(lines)
 
 
-def _library(library: dict[str, Any]) -> str:
+def _library(library: Mapping[str, Any]) -> str:
+    known = {"name": "?", "version": "?", "generation": "?", "items": "?", "bytes": 0, **library}
     return (
-        f"{printable(library['name'])}: version {library['version']}, generation {library['generation']},"
-        f" {library['items']} items, {size(library['bytes'])}"
+        f"{_shown(known['name'])}: version {known['version']}, generation {known['generation']},"
+        f" {known['items']} items, {size(known['bytes']) if isinstance(known['bytes'], int) else '?'}"
     )
 
 
-def _serves(held: dict[str, Any]) -> str:
+def _shown(value: object) -> str:
+    return printable(str(value))
+
+
+def _serves(held: Mapping[str, Any]) -> str:
     return f" (version {held['serves']} stays published)" if held["serves"] else ""
 
 
-def _local(text: str, settings: Settings) -> str:
-    return f"{datetime.fromisoformat(text).astimezone(settings.tz):%Y-%m-%d %H:%M}"
+def _local(text: object, settings: Settings) -> str:
+    try:
+        return f"{datetime.fromisoformat(str(text)).astimezone(settings.tz):%Y-%m-%d %H:%M}"
+    except ValueError:
+        return _shown(text)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +14,7 @@ import click
 from clr_client.text import printable, size, span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 log = logging.getLogger("clr.sync")
@@ -118,6 +120,16 @@ class Bar(Observer):
             self.bar = None
 
 
+@contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar, on a terminal only. Yields what to call with how much is done, and how much there is."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    with click.progressbar(length=1000, label=label, file=sys.stderr, width=30) as shown:
+        yield lambda done, total: shown.update(max(0, min(1000, done * 1000 // max(total, 1)) - shown.pos))
+
+
 class ProgressFile(Observer):
     """Keep the body of the 503 answer that subscribers get while nothing was ever published."""
 
@@ -125,6 +137,7 @@ class ProgressFile(Observer):
         self.path, self.clock = path, clock
         self.last = 0.0
         self.percent = 0
+        self.is_broken = False
         self._write("")
 
     def stage(self, text: str) -> None:  # noqa: ARG002 - subscribers get a number
@@ -152,4 +165,6 @@ class ProgressFile(Observer):
             unfinished.write_text(body + "\n", encoding="utf-8")
             unfinished.rename(self.path)
         except OSError as error:
-            log.warning("progress cannot be shown: %s", error)
+            if not self.is_broken:
+                log.warning("progress cannot be shown: %s", error)
+            self.is_broken = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clr_client.text import printable, size, span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 log = logging.getLogger("clr.status")
@@ -83,13 +84,14 @@ class Status:
     def after(self, report: Report, library: dict[str, Any] | None) -> Status:
         """Return the status after one more run, newest first. ``library`` describes what is published now."""
         failed = report.result == FAILED
+        got_nowhere = report.version is None
         return dataclasses.replace(
             self,
             published=library is not None,
             library=library or {},
             failures_in_row=self.failures_in_row + 1 if failed else 0,
             last_success=report.ended if report.result == SUCCESS else self.last_success,
-            held=self.held if failed else tuple(dataclasses.asdict(held) for held in report.held),
+            held=self.held if got_nowhere else tuple(dataclasses.asdict(held) for held in report.held),
             runs=(_plain(report), *self.runs)[:KEPT_RUNS],
         )
 
@@ -102,22 +104,26 @@ def load(path: Path) -> Status:
     """Read the status; a missing or damaged one is an empty one, since nothing depends on it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        names = {item.name for item in dataclasses.fields(Status)}
-        known = {name: value for name, value in data.items() if name in names}
-        return dataclasses.replace(
-            Status(),
-            **{
-                **known,
-                "held": tuple(data.get("held", ())),
-                "runs": tuple(data.get("runs", ())),
-                "schema": SCHEMA,
-            },
+        return Status(
+            published=bool(data.get("published")),
+            library={str(name): value for name, value in (data.get("library") or {}).items()},
+            failures_in_row=int(data.get("failures_in_row", 0)),
+            last_success=str(data.get("last_success", "")),
+            held=_entries(data.get("held", ()), Held),
+            runs=_entries(data.get("runs", ()), Report),
         )
     except FileNotFoundError:
         return Status()
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         log.warning("%s cannot be read (%s); the history of runs starts anew", path, error)
         return Status()
+
+
+def _entries(values: Iterable[Any], type_: type[Held | Report]) -> tuple[dict[str, Any], ...]:
+    """Keep what has all the fields that such an entry needs."""
+    needed = {item.name for item in dataclasses.fields(type_) if item.default is dataclasses.MISSING}
+    needed |= {"serves"} if type_ is Held else {"result", "error", "summary"}
+    return tuple(value for value in values if isinstance(value, dict) and needed <= value.keys())
 
 
 def dump(status: Status) -> bytes:
