@@ -94,10 +94,9 @@ def test_every_volume_says_what_is_lost_without_it(role: str) -> None:
         assert source.startswith(f"{role}/data/")
 
 
-def test_both_roles_of_one_host_share_no_name_and_no_port() -> None:
-    compose = engine.compose_v2()
+def test_both_roles_of_one_host_share_no_name_and_no_port(compose2: str) -> None:
     server, client = (
-        json.loads(run(compose, "-f", ROOT / f"docker-compose.{role}.yaml", "config", "--format", "json").stdout)
+        json.loads(run(compose2, "-f", ROOT / f"docker-compose.{role}.yaml", "config", "--format", "json").stdout)
         for role in ROLES
     )
 
@@ -113,5 +112,5 @@ def test_both_roles_of_one_host_share_no_name_and_no_port() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_compose_v2_builds_the_images_too(images: None, role: str, tmp_path: Path) -> None:
-    engine.build(engine.compose_v2(), role, folder=tmp_path)
+def test_compose_v2_builds_the_images_too(images: None, compose2: str, role: str, tmp_path: Path) -> None:
+    engine.build(compose2, role, folder=tmp_path)
