@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from clr_client import settings as clr_settings
 from clr_client.errors import ClrError, GuardError
-from clr_client.settings import Peer
 from clr_client.transport import ssh
+from clr_client.values import Peer
 from clr_client.vcsp.subscriber import check
 from support.proxy import Line
 from support.server import Server, free_port, wait_until
@@ -294,8 +294,8 @@ def test_defect_19_unchanged_content_is_not_read_and_changed_content_once(
     opened: list[str] = []
     real = digests.opened
 
-    def counting(path: Path) -> Any:
-        opened.append(path.name)
+    def counting(path: str | Path) -> Any:
+        opened.append(Path(path).name)
         return real(path)
 
     monkeypatch.setattr(digests, "opened", counting)

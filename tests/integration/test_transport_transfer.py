@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from clr_client.errors import HostKeyError, TransportError
-from clr_client.settings import Peer
 from clr_client.transport import (
     PARTIAL_DIR,
     Link,
@@ -34,6 +33,7 @@ from clr_client.transport import (
     strays,
     versions,
 )
+from clr_client.values import Peer
 from support.server import Server, free_port, make_key, wait_until
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from clr_client.content.items import group
 from clr_client.errors import GuardError
 from clr_client.files import FileInfo
 from clr_client.plan import Action, Choice, Plan, guard, make_plan, parts
-from clr_client.settings import DeleteLimit, load
+from clr_client.settings import load
+from clr_client.values import DeleteLimit
 from clr_client.vcsp.model import PublishedFile, PublishedItem, PublishedLibrary
 from hypothesis import given
 from hypothesis import strategies as st

@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from clr_client import settings
 from clr_client.errors import SettingsError
-from clr_client.settings import DeleteLimit, Peer, Settings, load
+from clr_client.settings import Settings, load
+from clr_client.values import DeleteLimit, Peer
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from clr_client.errors import TransportError
-from clr_client.settings import Peer
 from clr_client.transport import Link
 from clr_client.transport.rsync import fetch_argv, list_argv
 from clr_client.transport.ssh import remote_shell, source, ssh_argv
+from clr_client.values import Peer
 
 LINK = Link(
     peer=Peer("clr.example.com", 2222),

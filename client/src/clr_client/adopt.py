@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from clr_client.disk import sync_folder, unusable
 from clr_client.errors import ManifestError, StoreError
-from clr_client.store import sync_folder, unusable
 from clr_client.vcsp import record
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from clr_client.content.digests import DigestCache
 from clr_client.content.items import group, scan
 from clr_client.content.verify import verify
+from clr_client.disk import remove, replace_file, unusable
 from clr_client.errors import HeldError, LockedError, ManifestError, StoreError
 from clr_client.publishing import content_of, select
 from clr_client.reporting.status import Held
-from clr_client.store import remove, replace_file, unusable
 from clr_client.vcsp import record
 from clr_client.vcsp.build import next_library
 from clr_client.vcsp.manifests import manifests, self_path

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from clr_client.content.items import SourceItem
     from clr_client.files import FileInfo
-    from clr_client.settings import DeleteLimit, Settings
+    from clr_client.settings import Settings
+    from clr_client.values import DeleteLimit
     from clr_client.vcsp.model import PublishedLibrary
 
 

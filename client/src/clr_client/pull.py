@@ -23,9 +23,10 @@ from clr_client.plan import Action, Choice, Plan, guard, make_plan
 if TYPE_CHECKING:
     from clr_client.files import FileInfo
     from clr_client.reporting.progress import Observer
-    from clr_client.settings import Peer, Settings
+    from clr_client.settings import Settings
     from clr_client.store import Store
     from clr_client.transport import Link, Listing, Progress, Transfer
+    from clr_client.values import Peer
     from clr_client.vcsp.model import PublishedLibrary
 
 log = logging.getLogger("clr.sync")

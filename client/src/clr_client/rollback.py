@@ -8,9 +8,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from clr_client.disk import replace_file, unusable
 from clr_client.errors import ClrError, ManifestError
 from clr_client.reporting import status as statuses
-from clr_client.store import TreeSource, replace_file, unusable
+from clr_client.store import TreeSource
 from clr_client.sync import describe_library
 from clr_client.vcsp.build import next_library
 from clr_client.vcsp.model import as_content

@@ -19,7 +19,7 @@ import shutil
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
-from clr_client.store import UNFINISHED, link
+from clr_client.disk import UNFINISHED, link
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

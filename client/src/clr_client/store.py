@@ -8,19 +8,16 @@
     current -> generations/42   replaced by one rename; what the web server's root points at
 
 A generation holds the record of ids, versions and digests beside its manifests, so both change in the same instant.
-Nothing under ``items`` or ``generations`` is written to once it has its final name. Names that begin with ``.new-`` are
-unfinished and are cleared away by the next run.
+Nothing under ``items`` or ``generations`` is written to once it has its final name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import fcntl
 import json
 import logging
 import os
-import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +26,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clr_client.disk import UNFINISHED, link, remove, sync_folder, unusable, write_file
 from clr_client.errors import LockedError, ManifestError, StoreError
+from clr_client.readable import link_names, read_links
 from clr_client.vcsp import record
 from clr_client.vcsp.manifests import manifests
 from clr_client.vcsp.model import ADOPTED
@@ -42,10 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clr.store")
 
-UNFINISHED = ".new-"
 STATE = ".state.json"
-RESERVED = frozenset({"_items", "lib.json", "items.json"})
-"""What a generation itself holds, in lower case; no item's readable path begins with it or a dot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +201,7 @@ class Store:
 
     def _adopt_generation(self, folder: Path) -> PublishedLibrary:
         listed = folder / "items.json"
-        links = _read_links(folder)
+        links = read_links(folder)
         trees = (self.items / uuid / version / "item.json" for uuid, version in links)
         library = record.adopt(
             (folder / "lib.json").read_bytes(),
@@ -280,7 +276,7 @@ class Store:
         folder = self.generations / f"{UNFINISHED}{number}"
         folder.mkdir()
         (folder / "_items").symlink_to("../../items")
-        _link_names(folder, library.items)
+        link_names(folder, library.items)
         write_file(folder / STATE, record.dump(library))
         write_file(folder / "items.json", items)
         write_file(folder / "lib.json", lib)
@@ -343,54 +339,6 @@ class Store:
         return room.f_bavail * room.f_frsize
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file and force it to disk."""
-    with path.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file in one step: readers see the old content or the new."""
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-    write_file(unfinished, data)
-    unfinished.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no hard links; its content is forced to disk."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
-            raise
-        shutil.copyfile(source, target, follow_symlinks=False)
-    handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _discard(folder: Path) -> None:
     """Remove a generation or an item tree; its name goes first, so that nobody meets half of it."""
     doomed = folder.with_name(f"{UNFINISHED}{folder.name}")
@@ -422,19 +370,6 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def unusable(root: Path, error: OSError, what: str = "the library volume") -> StoreError:
-    """Say what is wrong with the volume and what to do."""
-    remedies = {
-        errno.ENOSPC: "Make room on the volume; what was published is still served",
-        errno.EDQUOT: "Raise the quota; what was published is still served",
-        errno.EROFS: "Mount it writable",
-        errno.EACCES: "Give its owner to the user that the client runs as (SYNCER_UID)",
-        errno.EPERM: "Give its owner to the user that the client runs as (SYNCER_UID)",
-        errno.EIO: "The disk is failing; what was published is still served",
-    }
-    return StoreError(f"{what} {root} cannot be used: {error}", remedies.get(error.errno or 0, ""))
-
-
 def _holder(lock: str) -> str:
     try:
         content = json.loads(Path(lock).read_text(encoding="utf-8"))
@@ -446,55 +381,3 @@ def _holder(lock: str) -> str:
 def _subfolders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         return sorted(folder / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-
-
-def _link_names(folder: Path, items: Iterable[PublishedItem]) -> None:
-    """Give each item its readable path. Subscribers do not need it, so an item whose path is taken goes without."""
-    by_key = {item.key: item for item in items}
-    crowded = {parent for key in by_key for parent in _parents(key)}
-    for key in sorted(by_key):
-        top = key.partition("/")[0].lower()
-        if top in RESERVED or top.startswith("."):
-            continue
-        try:
-            _link_name(folder, by_key[key], is_crowded=key in crowded)
-        except (FileExistsError, NotADirectoryError):
-            log.warning("%s has no readable path, because another item lies in its way", key)
-
-
-def _link_name(folder: Path, item: PublishedItem, *, is_crowded: bool) -> None:
-    """Link an item's tree, or each of its files where other items lie below it."""
-    tree = "../" * item.key.count("/") + f"../../items/{item.uuid}/{item.version}"
-    place = folder / item.key
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if item.key_is_file:
-        place.symlink_to(f"{tree}/{item.files[0].name}")
-    elif is_crowded:
-        place.mkdir(exist_ok=True)
-        for name in (*(file.name for file in item.files), "item.json"):
-            (place / name).symlink_to(f"../{tree}/{name}")
-    else:
-        place.symlink_to(tree)
-
-
-def _parents(key: str) -> Iterator[str]:
-    while "/" in key:
-        key = key.rpartition("/")[0]
-        yield key
-
-
-def _read_links(folder: Path) -> dict[tuple[str, str], tuple[str, bool]]:
-    """Read a generation's readable paths back: uuid and version of a tree to the item's key, and if it is a file's."""
-    keys: dict[tuple[str, str], tuple[str, bool]] = {}
-    for base, folders, names in os.walk(folder):
-        here = Path(base)
-        for path in (here / name for name in sorted([*folders, *names])):
-            inside = path.readlink().parts if path.is_symlink() and path != folder / "_items" else ()
-            inside = inside[inside.index("items") + 1 :] if "items" in inside else ()
-            if len(inside) == 2:
-                keys[inside[0], inside[1]] = path.relative_to(folder).as_posix(), False
-            elif len(inside) == 3:
-                is_listed = (here / "item.json").is_symlink()
-                key = here if is_listed else path
-                keys.setdefault((inside[0], inside[1]), (key.relative_to(folder).as_posix(), not is_listed))
-    return keys

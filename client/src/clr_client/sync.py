@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from clr_client import adopt, transport
 from clr_client.content.items import scan
+from clr_client.disk import replace_file, unusable
 from clr_client.errors import ClrError
 from clr_client.plan import Action, Choice, Plan, make_plan, parts
 from clr_client.publishing import publish
@@ -23,7 +24,7 @@ from clr_client.pull import Job, Pulled, list_only, pull
 from clr_client.reporting import status as statuses
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
 from clr_client.reporting.status import Held, Report
-from clr_client.store import Store, replace_file, unusable
+from clr_client.store import Store
 
 if TYPE_CHECKING:
     from clr_client.settings import Settings

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import timedelta
 
-    from clr_client.settings import Peer
+    from clr_client.values import Peer
 
 DEFAULT_PORT = 22
 SCANNED_TYPES = "ed25519,ecdsa,rsa"
