@@ -172,6 +172,8 @@ def test_a_subscriber_converges_over_fifty_changes_loading_only_what_changed(
         subscriber = Subscriber(tmp_path / "subscriber")  # a new one: what it knows is on disk
         result = subscriber.sync(url)
         assert held(subscriber) == files
+        there = sorted(path for path in (tmp_path / "subscriber" / "items").rglob("*") if path.is_file())
+        assert there == sorted(path for item in subscriber.files().values() for path in item.values())
         changed = {
             (key, name)
             for key, item in files.items()

@@ -543,9 +543,9 @@ def test_hostile_text_reaches_no_message_raw(site: Misbehaving) -> None:
         assert text.isprintable()
 
 
-@pytest.mark.parametrize("field", ["name", "metadata", "extra"])
+@pytest.mark.parametrize("field", ["version", "metadata", "extra"])
 def test_nesting_never_breaks_the_check(site: Misbehaving, field: str) -> None:
-    for depth in (100, 100_000, *range(850, 1000, 3)):  # near Python's limit it may be read, but not handled
+    for depth in (100, 100_000, *range(850, 1000)):  # near Python's limit it may be read, but not handled
         deep = "[" * depth + "]" * depth
         text = (
             (site.root / "items.json").read_text().replace('"properties": {}', f'"properties": {{}}, "{field}": {deep}')

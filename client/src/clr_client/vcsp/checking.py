@@ -101,9 +101,6 @@ def check(
     except ProbeError as error:
         probe = error.probe
         findings.error(checker.reading or shown_url, f"{probe}: {error}")
-    except RecursionError:
-        probe = "UNKNOWN_ERROR"
-        findings.error(checker.reading or shown_url, "holds JSON that is nested too deeply")
     library = checker.library
     return CheckReport(
         url=checker.url or shown_url,
