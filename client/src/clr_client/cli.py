@@ -6,27 +6,36 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from zoneinfo import ZoneInfo
 
 import click
 
 from clr_client import __version__, settings
 from clr_client.errors import ClrError
 from clr_client.reporting import logs
-from clr_client.reporting.progress import Bar, Observer
+from clr_client.reporting.progress import Bar, Observer, bar
 from clr_client.reporting.status import PARTIAL
 from clr_client.store import Store
 from clr_client.text import printable, size
+from clr_client.values import Label
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from clr_client.plan import Plan
     from clr_client.settings import Settings
 
 PARTIAL_EXIT = 6
 PROBLEMS_EXIT = 4
+SIGNALLED_EXIT = 128
+MEND = "to mend one, remove its folder below items/ and its file below mirror/, then: clr sync"
+
+Result = TypeVar("Result")
 
 
 class _Group(click.Group):
@@ -38,9 +47,11 @@ class _Group(click.Group):
         except ClrError as error:
             click.echo(f"clr: {printable(str(error))}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(SIGNALLED_EXIT + signal.SIGINT)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+            sys.exit(SIGNALLED_EXIT + signal.SIGPIPE)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,19 +63,48 @@ def main() -> None:
     """
 
 
-def _settings(*, log_lines: bool = True) -> Settings:
+def _settings() -> Settings:
     loaded, warnings = settings.load(os.environ)
-    if log_lines:
-        logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
     for warning in warnings:
         click.echo(f"clr: warning: {printable(warning)}", err=True)
     return loaded
 
 
-def _store() -> tuple[Settings, Store]:
-    loaded = _settings(log_lines=False)
-    logs.configure(loaded.tz, level="warning")
+def _working() -> Settings:
+    """Read the settings for a command that does work: what it does is logged."""
+    loaded = _settings()
+    logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
+    return loaded
+
+
+def _answering() -> tuple[Settings, Store]:
+    """Read the settings for a command that answers a question: standard output is for the answer alone."""
+    loaded = _settings()
+    logs.configure(loaded.tz, level="warning", stream=sys.stderr)
     return loaded, Store(loaded.clr_library_dir)
+
+
+def _finish(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run to the end, or until a signal: then children are ended, what arrived is kept, and the exit code tells."""
+    signalled: list[signal.Signals] = []
+
+    async def stoppable() -> Result:
+        task = asyncio.ensure_future(work)
+
+        def stop(number: signal.Signals) -> None:
+            signalled.append(number)
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        return await task
+
+    try:
+        return asyncio.run(stoppable())
+    except asyncio.CancelledError:
+        if not signalled:
+            raise
+        sys.exit(SIGNALLED_EXIT + signalled[0])
 
 
 @main.command()
@@ -72,7 +112,7 @@ def run() -> NoReturn:
     """Serve at once, sync now, then sync on schedule: the container's process."""
     from clr_client import daemon
 
-    sys.exit(asyncio.run(daemon.run(_settings())))
+    sys.exit(asyncio.run(daemon.run(_working())))
 
 
 @main.command()
@@ -89,9 +129,9 @@ def sync(allow_deletes: bool) -> NoReturn:
     from clr_client.sync import synchronise
 
     terminal = sys.stdout.isatty()
-    loaded = _settings()
+    loaded = _working()
     observer: Observer | None = Bar() if terminal else None
-    report = asyncio.run(synchronise(loaded, trigger="hand", allow_deletes=allow_deletes, observer=observer))
+    report = _finish(synchronise(loaded, trigger="hand", allow_deletes=allow_deletes, observer=observer))
     sys.exit(PARTIAL_EXIT if report.result == PARTIAL else 0)
 
 
@@ -101,8 +141,8 @@ def plan(as_json: bool) -> None:
     """Show what a sync would add, change and remove, with bytes. Touches nothing."""
     from clr_client.sync import plan_only
 
-    loaded, _ = _store()
-    found = asyncio.run(plan_only(loaded))
+    loaded, _ = _answering()
+    found = _finish(plan_only(loaded))
     click.echo(json.dumps(_plan_document(found), indent=2) if as_json else _plan_text(found))
 
 
@@ -134,7 +174,7 @@ def _plan_text(found: Plan) -> str:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--name", required=True, help="Name of the library.")
+@click.option("--name", required=True, type=Label(1, 80), help="Name of the library.")
 def publish(folder: Path, name: str) -> NoReturn:
     """Write manifests into any plain directory of templates, reading only what changed.
 
@@ -142,10 +182,14 @@ def publish(folder: Path, name: str) -> NoReturn:
     """
     from clr_client.directory import publish_directory
 
-    done = publish_directory(folder, name)
+    logs.configure(ZoneInfo("UTC"), level="warning", stream=sys.stderr)
+    with bar("reading") as advance:
+        done = publish_directory(folder, name, advance)
     library = done.library
     state = "written" if done.changed else "unchanged"
     click.echo(f"{library.name}: version {library.version}, {len(library.items)} items; manifests {state}")
+    for warning in done.warnings:
+        click.echo(f"warning: {printable(warning)}", err=True)
     for held in done.held:
         click.echo(f"held: {printable(held.key)}: {printable(held.reason)}", err=True)
     sys.exit(PARTIAL_EXIT if done.held else 0)
@@ -155,11 +199,15 @@ def publish(folder: Path, name: str) -> NoReturn:
 @click.argument("url")
 @click.option(
     "--password-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with the library's password.",
 )
 @click.option("--full", is_flag=True, help="Fetch all content, not only headers.")
-@click.option("--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="CA certificates to trust (PEM).")
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CA certificates to trust (PEM).",
+)
 @click.option("--thumbprint", is_flag=True, help="Print only the thumbprints of the server's certificate.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(
@@ -172,13 +220,29 @@ def check(
     from clr_client.reporting import verdict
     from clr_client.vcsp.checking import check as read
 
-    password = password_file.read_text(encoding="utf-8").rstrip("\r\n") if password_file else None
-    report = read(url, password=password, full=full, ca_file=ca_file)
+    password = _password(password_file) if password_file else None
+    with bar("reading") as advance:
+        report = read(
+            url,
+            password=password,
+            full=full,
+            ca_file=ca_file,
+            on_progress=lambda done, total, _what: advance(done, total),
+        )
     if thumbprint:
         click.echo(verdict.thumbprints(report))
+    elif as_json:
+        click.echo(json.dumps({"schema": 1, "ok": report.ok, **dataclasses.asdict(report)}, indent=2))
     else:
-        click.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else verdict.text(report))
+        click.echo(verdict.text(report))
     sys.exit(0 if report.ok else PROBLEMS_EXIT)
+
+
+def _password(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{file}: {error}", param_hint="--password-file") from None
 
 
 @main.command()
@@ -187,15 +251,19 @@ def status(as_json: bool) -> None:
     """Show the last runs, what is published, and what is held and why."""
     from clr_client.reporting import overview
 
-    loaded, store = _store()
-    click.echo(overview.as_json(store.status) if as_json else overview.as_text(loaded, store.status))
+    loaded, store = _answering()
+    click.echo(
+        overview.as_json(store.status)
+        if as_json
+        else overview.as_text(loaded, store.status, store.generation_numbers())
+    )
 
 
 @main.command()
 @click.option("--count", default=5, show_default=True, type=click.IntRange(1, 100), help="How many runs to show.")
 def schedule(count: int) -> None:
     """Show the next runs in local time."""
-    loaded, _ = _store()
+    loaded, _ = _answering()
     click.echo(f"{loaded.sync_schedule} ({loaded.tz.key})")
     instant = datetime.now(UTC)
     for _ in range(count):
@@ -210,16 +278,12 @@ def verify() -> NoReturn:
     """Hash everything published and hold it against the recorded digests."""
     from clr_client.audit import audit
 
-    _, store = _store()
-    found = 0
-    with click.progressbar(length=100, label="verifying", file=sys.stderr) as bar:
-        damages = audit(store, lambda done, total: bar.update(int(done * 100 / max(total, 1)) - bar.pos))
-        for damage in damages:
-            found += 1
-            click.echo(f"{printable(damage.path)}: {damage.reason}")
-    click.echo(
-        f"{found} damaged; the next sync cannot mend a damaged mirror by itself" if found else "all is as published"
-    )
+    _, store = _answering()
+    with bar("verifying") as advance:
+        found = list(audit(store, advance))
+    for damage in found:
+        click.echo(f"{printable(damage.path)}: {damage.reason}")
+    click.echo(f"{len(found)} damaged; {MEND}" if found else "all is as published")
     sys.exit(PROBLEMS_EXIT if found else 0)
 
 
@@ -233,7 +297,7 @@ def rollback(generation: int | None, releasing: bool) -> None:
     """
     from clr_client.rollback import release, roll_back
 
-    loaded, store = _store()
+    loaded, store = _answering()
     if releasing:
         click.echo("syncs publish again" if release(store) else "nothing was rolled back; syncs publish already")
         return
@@ -246,7 +310,7 @@ def healthcheck() -> NoReturn:
     """Exit 0 when the container does its work, 1 with the reason when not."""
     from clr_client.web.health import problems
 
-    loaded, store = _store()
+    loaded, store = _answering()
     found = problems(loaded, store.status)
     for problem in found:
         click.echo(printable(problem))
