@@ -55,8 +55,9 @@ def test_an_unknown_host_key_is_final_and_says_to_pin() -> None:
     assert "pin" in error.remedy.lower()
 
 
-def test_a_key_that_is_not_accepted_is_named_with_its_fingerprint() -> None:
-    error = explain(255, "syncer@h: Permission denied (publickey).")
+@pytest.mark.parametrize("code", [255, 12])
+def test_a_key_that_is_not_accepted_is_named_with_its_fingerprint(code: int) -> None:
+    error = explain(code, "syncer@h: Permission denied (publickey).")
     assert not error.retryable
     assert OWN in error.message
     assert "id_syncer" in error.message

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from clr_client.errors import HostKeyError, TransportError
-from clr_client.transport.rsync import EXIT_TEXTS, REMOTE_SHELL_FAILED, RETRYABLE
+from clr_client.transport.rsync import EXIT_TEXTS, REMOTE_SHELL_FAILED, RETRYABLE, STREAM_BROKE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clr_client.transport.ssh import Link
 
 SHOWN_LINES = 5
-DENIED = re.compile(r"Permission denied \(")
+DENIED = re.compile(r"Permission denied \([a-z]")  # ssh's, with the methods tried; rsync's own has a number there
 _CHANGED = re.compile(r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* has changed")
 _UNKNOWN = re.compile(r"No \S+ host key is known for|Host key verification failed")
 _SHOWN_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
@@ -32,8 +32,13 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
     """
     text = "\n".join(ended.stderr)
     peer = str(link.peer)
-    if ended.code == REMOTE_SHELL_FAILED and (error := _ssh_failure(text, peer, link, remembered, own_key)):
+    # On a busy machine rsync may see the closed pipe before ssh's exit status
+    if ended.code in (REMOTE_SHELL_FAILED, STREAM_BROKE) and (
+        error := _ssh_failure(text, peer, link, remembered, own_key)
+    ):
         return error
+    if ended.code == REMOTE_SHELL_FAILED and text.strip():
+        return TransportError(f"no connection to {peer}{_with(text.splitlines())}")
     if _REFUSED_BY_RRSYNC.search(text):
         return TransportError(
             f"the server {peer} refuses: {_last(ended.stderr)}", "Look at the server's log", retryable=False
@@ -86,8 +91,6 @@ def _ssh_failure(text: str, peer: str, link: Link, remembered: Sequence[str], ow
             " this side the right private key, without a passphrase",
             retryable=False,
         )
-    if text.strip():
-        return TransportError(f"no connection to {peer}{_with(text.splitlines())}")
     return None
 
 
