@@ -6,6 +6,7 @@ Arguments: how long a sync takes in seconds, and what becomes of it: ok, fail, c
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -18,14 +19,16 @@ from clr_client.reporting import logs
 if TYPE_CHECKING:
     from clr_client.settings import Settings
 
+log = logging.getLogger("pretended")
+
 
 async def sync(_: Settings, *, trigger: str) -> None:
-    print(f"sync began: {trigger}", flush=True)
+    log.info("sync began: %s", trigger)
     seconds, end = float(sys.argv[1]), sys.argv[2]
     try:
         await asyncio.sleep(seconds)
     except asyncio.CancelledError:
-        print("sync was cancelled", flush=True)
+        log.info("sync was cancelled")
         if end == "stubborn":
             await asyncio.sleep(3600)
         raise
@@ -33,7 +36,7 @@ async def sync(_: Settings, *, trigger: str) -> None:
         raise TransportError("the server is away", "Wait for it")
     if end == "crash":
         raise RuntimeError("a defect")
-    print("sync ended", flush=True)
+    log.info("sync ended")
 
 
 if __name__ == "__main__":

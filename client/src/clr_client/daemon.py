@@ -63,6 +63,7 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
         if stopping.is_set():
             log.warning("%s again: ending at once", name)
             site.caddy.kill()
+            logging.shutdown()
             os._exit(1)
         log.info("%s: stopping", name)
         stopping.set()

@@ -169,7 +169,6 @@ class Caddy:
     async def _run_once(self) -> str:
         """Run Caddy until it ends, and return why it did."""
         self._said = ""
-        admin_socket(self.settings).unlink(missing_ok=True)
         try:
             process = await asyncio.create_subprocess_exec(
                 *(self.program, "run", "--config", "-"),
