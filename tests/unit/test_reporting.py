@@ -391,6 +391,8 @@ def test_a_run_in_one_line() -> None:
     )
     assert report(PARTIAL, error="the line dropped").summary.endswith("nothing published yet; 0 s (the line dropped)")
     assert report(PAUSED, error="rolled back").summary == "paused: rolled back"
+    assert "; no file had to be fetched; " in report(version=7).summary
+    assert "; the transfer of 5.0 MB of changed files was cut; " in report(PARTIAL, planned_bytes=5_000_000).summary
 
 
 def test_the_history_is_newest_first_and_bounded() -> None:

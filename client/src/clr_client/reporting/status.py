@@ -61,12 +61,19 @@ class Report:
         parts = [
             f"{len(self.added)} added, {len(self.updated)} updated, {len(self.removed)} removed, {len(self.held)} held"
         ]
-        crossed = self.sent_bytes + self.received_bytes
-        parts.append(f"{size(crossed)} crossed the line for {size(self.planned_bytes)} of changed files")
+        parts.append(self._crossed())
         parts.append(f"library version {self.version}" if self.version else "nothing published yet")
         parts.append(span(self.seconds))
         text = f"{self.result}: {'; '.join(parts)}"
         return f"{text} ({self.error})" if self.error else text
+
+    def _crossed(self) -> str:
+        if not self.planned_bytes:
+            return "no file had to be fetched"
+        crossed = self.sent_bytes + self.received_bytes
+        if not crossed:  # rsync counts only the transfers that it ends itself
+            return f"the transfer of {size(self.planned_bytes)} of changed files was cut"
+        return f"{size(crossed)} crossed the line for {size(self.planned_bytes)} of changed files"
 
 
 @dataclass(frozen=True, slots=True)
