@@ -68,7 +68,7 @@ def test_every_truncation_of_a_record_is_refused(record: dict[str, Any]) -> None
 BAD_TEXT = [None, 1, [], "\ud800"]
 BAD_NUMBER = [None, "1", 1.0, True, -1, 2**63]
 BAD_ID = [None, "", "urn:uuid:../../../etc", ITEM_ID + "/..", ITEM_ID[9:], ITEM_ID + "\n"]
-BAD_PATH = [None, "", "/a", "../a", "a/../b", "a//b", "a\0"]
+BAD_PATH = [None, "\ud800", "", "/a", "../a", "a/../b", "a//b", "a\0"]
 BAD_LIBRARY = {
     "format": [*BAD_NUMBER, 0],
     "id": BAD_ID,

@@ -63,6 +63,9 @@ LIBRARY_RULES = [
     (put(True, "version"), "error: lib.json: has the version 'true'"),
     (remove("contentVersion"), "warning: lib.json: has the contentVersion"),
     (remove("name"), "error: lib.json: has no name"),
+    (put("", "name"), "error: lib.json: has no name"),
+    (put(5, "name"), "error: lib.json: has no name"),
+    (put(0, "version"), "error: lib.json: has the version '0'"),
     (remove("id"), "error: lib.json: has the id"),
     (put("1e0ba3a8-7a1f-4a2c-9d4e-000000000001", "id"), "error: lib.json: has the id"),
     (put("2026-02-30T00:00Z", "created"), "warning: lib.json: has the created"),
@@ -89,6 +92,8 @@ ITEM_RULES = [
     (put("x", *FIRST), "error: items.json, item no. 1: is not a JSON object"),
     (remove(*FIRST, "id"), "error: item 'a': has the id"),
     (remove(*FIRST, "name"), "error: items.json, item no. 1: has no name"),
+    (put("", *FIRST, "name"), "error: items.json, item no. 1: has no name"),
+    (put(5, *FIRST, "name"), "error: items.json, item no. 1: has no name"),
     (put("n" * 81, *FIRST, "name"), "error: item 'nnn"),
     (put("\U0001f4e6" * 80, *FIRST, "name"), "warning: item '"),
     (put("a\u0007", *FIRST, "name"), "warning: item 'a\\x07': has control characters"),
@@ -109,6 +114,7 @@ ITEM_RULES = [
     (put("a/b", *FILE, "name"), "error: item 'a': file no. 1 has the impossible name"),
     (put("..", *FILE, "name"), "error: item 'a': file no. 1 has the impossible name"),
     (put("a\\b.ovf", *FILE, "name"), "warning: item 'a', file 'a\\b.ovf': has a backslash"),
+    (put("a\x07.ovf", *FILE, "name"), "warning: item 'a', file 'a\\x07.ovf': has a backslash or control"),
     (put("disk.vmdk", *FILE, "name"), "error: item 'a', file 'disk.vmdk': is listed twice"),
     (put("11", *FILE, "size"), "error: item 'a', file 'debian.ovf': has the size"),
     (put(True, *FILE, "size"), "error: item 'a', file 'debian.ovf': has the size"),
@@ -157,6 +163,22 @@ def test_metadata_out_of_step_is_found() -> None:
     lib, items = sources()
     items["items"][0]["version"] = "2"
     assert found(lib, items) == ["warning: item 'a': has type-metadata with the version '1' instead of 2"]
+
+
+def test_metadata_that_does_not_tell_vm_from_vapp_is_found() -> None:
+    lib, items = sources()
+    value = items["items"][0]["metadata"][0]
+    value["value"] = value["value"].replace('"isVappTemplate": "false"', '"isVappTemplate": false')
+    assert [each for each in found(lib, items) if "isVappTemplate is neither" in each]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("name", "n" * 80), ("name", "\U0001f4e6" * 40), ("description", "d" * 2000)]
+)
+def test_what_just_fits_is_no_problem(field: str, value: str) -> None:
+    lib, items = sources()
+    items["items"][0][field] = value
+    assert found(lib, items) == []
 
 
 def test_several_files_in_an_iso_item_are_found() -> None:
@@ -247,7 +269,9 @@ NAMESPACE = 'xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://sc
 
 
 def envelope_problems(references: str) -> list[str]:
-    texts = manifests(library(content("a", {**OVF, "two.vmdk": b"12", "c.000000000": b""}, kind="vcsp.ovf")))
+    texts = manifests(
+        library(content("a", {**OVF, "two.vmdk": b"12", "c.000000000": b"", "a%20b": b"1"}, kind="vcsp.ovf"))
+    )
     findings = Findings()
     read = read_library(texts.lib, findings)
     assert read is not None
@@ -260,6 +284,7 @@ def test_an_envelope_with_all_its_files_has_no_problems() -> None:
     references = '<File ovf:href="disk.vmdk" ovf:size="4"/><File ovf:href="two.vmdk"/><File href="t%77o.vmdk"/>'
     assert envelope_problems(references) == []
     assert envelope_problems('<File ovf:href="c" ovf:size="9" ovf:chunkSize="5"/>') == []
+    assert envelope_problems('<File ovf:href="a%20b"/><!-- no element -->') == []
 
 
 def test_a_file_that_the_envelope_references_and_the_item_lacks_is_found() -> None:
@@ -267,6 +292,8 @@ def test_a_file_that_the_envelope_references_and_the_item_lacks_is_found() -> No
         "error: item 'a': lacks 'three.vmdk', which its .ovf references: it cannot be deployed"
     ]
     assert envelope_problems('<File ovf:href="../../etc/passwd"/>') != []
+    assert envelope_problems('<File ovf:href="c"/>') != []
+    assert envelope_problems('<File ovf:href="d" ovf:chunkSize="5"/>') != []
 
 
 def test_a_file_of_another_size_than_the_envelope_says_is_found() -> None:
