@@ -153,6 +153,16 @@ def test_a_generation_whose_files_are_gone_is_refused_and_syncs_do_not_wait_for_
     assert volume.store.current_number() == 3
 
 
+def test_a_full_volume_is_told_as_one(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clr_client.rollback.replace_file", full)
+    with pytest.raises(StoreError, match="Make room"):
+        back(volume, 1)
+    assert volume.store.current_number() == 3
+
+
 def test_a_generation_whose_record_is_damaged_still_comes_back(volume: Volume) -> None:
     (volume.store.generations / "1" / STATE).write_bytes(b"damaged")
     (volume.store.generations / "2" / STATE).write_bytes(b"damaged")

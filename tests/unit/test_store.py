@@ -234,6 +234,7 @@ def test_a_generation_that_was_made_but_never_published_is_dropped_and_its_versi
         volume.sync()
     assert volume.store.generation_numbers() == (1, 2)
     assert read_as_subscriber(volume.store) == {"a": {"disk.vmdk": b"one"}}
+    assert volume.versions() == {"a": 1}
     volume.put("a/disk.vmdk", b"three")
     volume.sync()
     assert read_as_subscriber(volume.store) == {"a": {"disk.vmdk": b"three"}}
@@ -675,3 +676,34 @@ def test_digests_of_what_is_published_are_those_of_its_files(published: Volume) 
         for file in item.files:
             data = (published.store.tree(item) / file.name).read_bytes()
             assert file.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def test_a_file_system_without_locks_is_refused_with_what_it_needs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(StoreError, match=r"cannot be locked.*must support flock"), store.locked("test"):
+        pytest.fail("the lock was taken")
+
+
+def test_damage_to_a_generation_that_was_read_before_is_seen(published: Volume) -> None:
+    store = published.store
+    before = store.published()
+    path = store.current / STATE
+    path.write_bytes(path.read_bytes().replace(b'"Test"', b'"Tost"'))
+    after = store.published()
+    assert before is not None
+    assert after is not None
+    assert (before.name, after.name) == ("Test", "Tost")
+
+
+def test_trees_of_a_key_that_is_no_item_any_more_go_and_foreign_files_between_them_too(volume: Volume) -> None:
+    volume.put("a/disk.vmdk")
+    volume.sync()
+    (volume.store.items / "stray").mkdir()
+    (volume.store.items / "stray" / "file").write_bytes(b"x")
+    volume.sync()
+    assert len(list(volume.store.items.iterdir())) == 1

@@ -76,32 +76,40 @@ async def publish(
 
 async def _verify(store: Store, pulled: Pulled) -> tuple[dict[str, tuple[VerifiedItem, SourceItem]], list[Held]]:
     """Verify the items that should be published. One that cannot be is held; the others go on."""
-    verified: dict[str, tuple[VerifiedItem, SourceItem]] = {}
-    held: list[Held] = []
     digests = DigestCache.load(store.digests)
     stop = threading.Event()
     try:
-        for item in pulled.plan.items:
-            if item.source is None or not _is_wanted(item, held):
-                continue
-            if reason := unfinished(item.source, pulled):
-                held.append(Held(item.key, reason))
-                continue
-            try:
-                found = await asyncio.to_thread(verify, item.source, store.mirror, digests, stop=stop)
-            except HeldError as error:
-                held.append(Held(item.key, error.message))
-                continue
-            verified[item.key] = found, item.source
-            if item.action is not Action.KEEP:
-                for warning in found.warnings:
-                    log.warning("%s: %s", item.key, warning)
+        return await asyncio.to_thread(_verify_items, store, pulled, digests, stop)
     finally:
         stop.set()
         try:
             digests.save(store.digests)
         except OSError as error:
             log.warning("digests cannot be kept, so files are read again next time: %s", error)
+
+
+def _verify_items(
+    store: Store, pulled: Pulled, digests: DigestCache, stop: threading.Event
+) -> tuple[dict[str, tuple[VerifiedItem, SourceItem]], list[Held]]:
+    verified: dict[str, tuple[VerifiedItem, SourceItem]] = {}
+    held: list[Held] = []
+    for item in pulled.plan.items:
+        if item.source is None or not _is_wanted(item, held):
+            continue
+        if reason := unfinished(item.source, pulled):
+            held.append(Held(item.key, reason))
+            continue
+        try:
+            found = verify(item.source, store.mirror, digests, stop=stop)
+        except HeldError as error:
+            if stop.is_set():
+                break
+            held.append(Held(item.key, error.message))
+            continue
+        verified[item.key] = found, item.source
+        if item.action is not Action.KEEP:
+            for warning in found.warnings:
+                log.warning("%s: %s", item.key, warning)
     return verified, held
 
 

@@ -68,6 +68,7 @@ class Store:
         self.digests = root / "digests.json"
         self.pin = root / "pinned"
         """Exists while a rollback keeps syncs from publishing; holds the generation rolled back to."""
+        self._last_read: tuple[tuple[int, ...], PublishedLibrary] | None = None
 
     @contextmanager
     def locked(self, trigger: str) -> Iterator[None]:
@@ -87,7 +88,10 @@ class Store:
             except BlockingIOError:
                 raise LockedError(f"already running since {_holder(handle.name)}") from None
             except OSError as error:
-                raise unusable(self.root, error) from error
+                raise StoreError(
+                    f"the library volume {self.root} cannot be locked: {error}",
+                    "Its file system must support flock: a local disk does, NFS from version 4 on",
+                ) from error
             handle.truncate(0)
             handle.write(json.dumps({"since": datetime.now(UTC).isoformat(timespec="seconds"), "trigger": trigger}))
             handle.flush()
@@ -101,11 +105,11 @@ class Store:
         try:
             for folder in (self.mirror, self.items, self.generations):
                 folder.mkdir(parents=True, exist_ok=True)
-            for folder in (self.root, self.generations, *_subfolders(self.items)):
+            for folder in (self.root, self.generations):
                 for left in folder.glob(f"{UNFINISHED}*"):
                     remove(left)
             self._settle_current()
-            self._drop_unreferenced(self.generation_numbers())
+            self._clear_trees(self.generation_numbers())
         except OSError as error:
             raise unusable(self.root, error) from error
 
@@ -180,7 +184,11 @@ class Store:
         """
         folder = self.generations / str(number)
         try:
-            return record.load((folder / STATE).read_bytes())
+            info = (folder / STATE).stat()
+            identity = (number, info.st_ino, info.st_mtime_ns, info.st_size)
+            if self._last_read is None or self._last_read[0] != identity:
+                self._last_read = identity, record.load((folder / STATE).read_bytes())
+            return self._last_read[1]
         except FileNotFoundError:
             if not folder.is_dir():
                 raise ManifestError(f"there is no generation {number}", self._choices()) from None
@@ -305,22 +313,26 @@ class Store:
                 _discard(self.generations / str(number))
             else:
                 kept.add(number)
-        self._drop_unreferenced(kept)
+        if kept < set(numbers):
+            self._clear_trees(sorted(kept))
 
-    def _drop_unreferenced(self, numbers: Iterable[int]) -> None:
-        """Remove the trees that no generation of these refers to; none while one of them cannot be read."""
+    def _clear_trees(self, numbers: Iterable[int]) -> None:
+        """Remove unfinished trees, and those that no generation of these names; not while one cannot be read."""
+        named: set[tuple[str, str]] = set()
+        is_sure = True
         try:
-            libraries = [self.read_generation(number) for number in numbers]
+            for number in numbers:
+                named |= {(item.uuid, str(item.version)) for item in self.read_generation(number).items}
         except ManifestError as error:
             log.warning("no old files are removed: %s", error)
-            return
-        referenced = {(item.uuid, str(item.version)) for library in libraries for item in library.items}
-        for folder in _subfolders(self.items):
-            for tree in _subfolders(folder):
-                if (folder.name, tree.name) not in referenced:
-                    _discard(tree)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            is_sure = False
+        for uuid in os.listdir(self.items):
+            trees = os.listdir(self.items / uuid)
+            for tree in trees:
+                if tree.startswith(UNFINISHED) or (is_sure and (uuid, tree) not in named):
+                    _discard(self.items / uuid / tree)
+            if is_sure and not any((uuid, tree) in named for tree in trees):
+                (self.items / uuid).rmdir()
 
     def prune_mirror(self, keep: set[str]) -> None:
         """Remove files from the mirror that are not in ``keep`` (paths relative to it), and folders left empty."""
@@ -341,8 +353,10 @@ class Store:
 
 def _discard(folder: Path) -> None:
     """Remove a generation or an item tree; its name goes first, so that nobody meets half of it."""
-    doomed = folder.with_name(f"{UNFINISHED}{folder.name}")
-    folder.rename(doomed)
+    doomed = folder
+    if not folder.name.startswith(UNFINISHED):
+        doomed = folder.with_name(f"{UNFINISHED}{folder.name}")
+        folder.rename(doomed)
     remove(doomed)
 
 
@@ -376,8 +390,3 @@ def _holder(lock: str) -> str:
         return f"{content['since']} ({content['trigger']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "a moment ago"
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -73,8 +73,6 @@ class Truth(Text):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> bool:  # noqa: ANN401, ARG002 - click's signature
         """Read a word."""
-        if isinstance(value, bool):
-            return value
         if value.strip().lower() not in self.words:
             self.refuse()
         return self.words[value.strip().lower()]
