@@ -208,10 +208,19 @@ def publish(folder: Path, name: str) -> NoReturn:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="CA certificates to trust (PEM).",
 )
+@click.option("--pin", metavar="THUMBPRINT", help="Trust the certificate with this thumbprint, as vSphere does.")
 @click.option("--thumbprint", is_flag=True, help="Print only the thumbprints of the server's certificate.")
+@click.option("--wait", default=0, type=click.IntRange(0), help="Seconds to wait for a site's first library.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(
-    url: str, password_file: Path | None, full: bool, ca_file: Path | None, thumbprint: bool, as_json: bool
+    url: str,
+    password_file: Path | None,
+    full: bool,
+    ca_file: Path | None,
+    pin: str | None,
+    thumbprint: bool,
+    wait: int,
+    as_json: bool,
 ) -> NoReturn:
     """Read a library as a strict vSphere subscriber would, and say what it would say.
 
@@ -227,6 +236,8 @@ def check(
             password=password,
             full=full,
             ca_file=ca_file,
+            thumbprint=pin,
+            wait=wait,
             on_progress=lambda done, total, _what: advance(done, total),
         )
     if thumbprint:
