@@ -76,7 +76,11 @@ def _prose(text: str | None) -> str:
 
 
 def _usage(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=f"clr {name}", terminal_width=1000, max_content_width=1000)
+    # click remembers the help option of the first context it sees
+    names = cli.main.context_settings["help_option_names"]
+    context = click.Context(
+        command, info_name=f"clr {name}", terminal_width=1000, max_content_width=1000, help_option_names=names
+    )
     return re.sub(r"\s+", " ", f"clr {name} " + " ".join(command.collect_usage_pieces(context))).strip()
 
 

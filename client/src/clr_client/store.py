@@ -327,7 +327,7 @@ class Store:
             log.warning("no old files are removed: %s", error)
             is_sure = False
         for uuid in os.listdir(self.items):
-            trees = os.listdir(self.items / uuid)
+            trees = sorted(os.listdir(self.items / uuid))  # unfinished ones first
             for tree in trees:
                 if tree.startswith(UNFINISHED) or (is_sure and (uuid, tree) not in named):
                     _discard(self.items / uuid / tree)
