@@ -43,7 +43,8 @@ class DemoError(Exception):
 
 def main() -> int:
     """Tell the story; 0 when every step did what it should."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job inherits an ignored SIGINT
+        signal.signal(number, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="clr-demo-") as run_dir:
             demonstrate(Path(run_dir))
