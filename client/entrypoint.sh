@@ -21,11 +21,11 @@ die() {
 }
 
 # A folder of which the top or the first level belongs to someone else, as the original CLR left it, is handed over.
-# Its top comes last, so what an interrupted walk left is found again.
+# Its top comes last, so what an interrupted walk left is found again. -execdir: no link can lead the walk elsewhere.
 take_over() {
     [ -n "$(find "$1" -maxdepth 1 ! -uid "$uid" -print -quit 2>/dev/null)" ] || return 0
     say "$1: handing it over to uid $uid (once)"
-    find "$1" -xdev -depth ! -uid "$uid" -exec chown -h "$uid:$gid" {} + 2>/dev/null || true
+    find "$1" -xdev -depth ! -uid "$uid" -execdir chown -h "$uid:$gid" {} + 2>/dev/null || true
 }
 
 # Copy file $1 to $2 for the account alone, with the line ends that ssh insists on; nothing when it is there already.

@@ -91,7 +91,11 @@ async def site(settings: Settings, program: str, root: Path) -> dict[str, Any]:
     site = caddy.Caddy(settings, program)
     await site.start(config)
     try:
-        return await asyncio.to_thread(wait_until, lambda: ask(root), 60, "a certificate from the ACME server")
+        answer = await asyncio.to_thread(
+            lambda: wait_until(lambda: ask(root), 60, "a certificate from the ACME server")
+        )
+        assert answer is not None
+        return answer
     finally:
         await site.stop()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pretended")
 
 
-async def sync(_: Settings, *, trigger: str) -> None:
+async def sync(settings: Settings, *, trigger: str) -> None:
     log.info("sync began: %s", trigger)
     seconds, end = float(sys.argv[1]), sys.argv[2]
     try:
