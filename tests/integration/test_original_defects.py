@@ -7,10 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +18,11 @@ from clr_client.values import Peer
 from clr_client.vcsp.subscriber import check
 from support.proxy import Line
 from support.server import Server, free_port, wait_until
-from support.site import Site, cli_environment
+from support.site import CLR, Site, cli_environment, get, running
 from support.templates import fake_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-CLR = str(Path(sys.executable).with_name("clr"))
 
 
 @pytest.fixture
@@ -48,30 +42,6 @@ def server(library: Path, tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def site(server: Server, tmp_path: Path) -> Site:
     return Site(tmp_path / "site", server, HTTP_PORT=str(free_port()), HTTPS_PORT=str(free_port()))
-
-
-@contextmanager
-def client(site: Site, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`clr run` for a site, ended with the block."""
-    log = (site.home / "run.log").open("ab")
-    with log:
-        process = subprocess.Popen([CLR, "run"], env=cli_environment(site) | environment, stdout=log, stderr=log)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def get(site: Site, path: str) -> tuple[int, bytes]:
-    """GET a path from the site's web server: status (0 when nobody answers) and body."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{site.environment['HTTP_PORT']}/{path}", timeout=5) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-    except OSError:
-        return 0, b""
 
 
 def item(site: Site, name: str) -> dict[str, Any]:
@@ -125,7 +95,7 @@ def test_defect_04_a_failed_transfer_publishes_nothing_broken(library: Path, ser
 def test_defect_05_links_at_the_source_are_not_served_nor_are_dotfiles(library: Path, site: Site) -> None:
     (library / "alpha" / "leak").symlink_to(site.home / "ssh" / "id_syncer")
     (library / "alpha" / ".hidden").write_text("hidden")
-    with client(site):
+    with running(site):
         wait_until(lambda: get(site, "lib.json")[0] == 200, 30, "the first sync")
         assert get(site, "alpha/alpha.ovf")[0] == 200
         for path in ("alpha/leak", "alpha/.hidden", ".state.json", "alpha/%2ehidden", "../ssh/id_syncer"):
@@ -148,7 +118,7 @@ def test_defect_06_sub_folders_empty_folders_broken_links_and_odd_names_stop_no_
 
 def test_defect_07_browsing_survives_restarts(site: Site) -> None:
     for _ in range(3):
-        with client(site, LIBRARY_BROWSE="true"):
+        with running(site, LIBRARY_BROWSE="true"):
             wait_until(lambda: get(site, "lib.json")[0] == 200, 30, "the library")
             status, page = get(site, "")
             assert status == 200
@@ -157,7 +127,7 @@ def test_defect_07_browsing_survives_restarts(site: Site) -> None:
 
 def test_defect_08_a_restart_leaves_one_schedule_and_a_lock_that_the_dead_do_not_hold(site: Site) -> None:
     for _ in range(2):
-        with client(site) as process:
+        with running(site) as process:
             wait_until(lambda: get(site, "lib.json")[0] == 200, 30, "the library")
             process.kill()
             process.wait(10)
@@ -201,7 +171,7 @@ def test_defect_10_a_dropped_line_is_retried_and_what_arrived_is_not_sent_again(
 
 
 def test_defect_11_the_site_answers_at_once_also_when_the_first_sync_fails(site: Site) -> None:
-    with client(site, SYNC_PORT=str(free_port())) as process:
+    with running(site, SYNC_PORT=str(free_port())) as process:
         status, body = wait_until(lambda: (answer := get(site, "lib.json"))[0] and answer, 20, "an answer")
         assert status == 503
         assert {"status", "progress", "message"} <= json.loads(body).keys()
@@ -211,7 +181,7 @@ def test_defect_11_the_site_answers_at_once_also_when_the_first_sync_fails(site:
 def test_defect_12_sigterm_ends_the_client_cleanly_within_the_grace_period(library: Path, site: Site) -> None:
     (library / "large").mkdir()
     (library / "large" / "disk.bin").write_bytes(os.urandom(3_000_000))
-    with client(site, SYNC_MAX_BW="200") as process:
+    with running(site, SYNC_MAX_BW="200") as process:
         wait_until(lambda: any(site.store.mirror.rglob(".disk.bin.*")), 30, "a running transfer")
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
@@ -325,7 +295,7 @@ def test_defect_22_times_in_manifests_are_utc_whatever_the_time_zone(site: Site)
 
 
 def test_the_result_of_a_first_sync_passes_a_strict_check(site: Site) -> None:
-    with client(site):
+    with running(site):
         wait_until(lambda: get(site, "lib.json")[0] == 200, 30, "the first sync")
         report = check(f"http://127.0.0.1:{site.environment['HTTP_PORT']}/lib.json", full=True)
     assert report.ok, report.problems

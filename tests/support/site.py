@@ -5,6 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clr_client import settings as clr_settings
@@ -12,11 +18,13 @@ from clr_client.store import Store
 from clr_client.sync import synchronise
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from clr_client.reporting.status import Report
 
     from support.server import Server
+
+CLR = str(Path(sys.executable).with_name("clr"))
 
 
 class Site:
@@ -87,6 +95,29 @@ class Site:
                     href: str = described["hrefs"][0]
                     return (self.library / "current" / href).read_bytes()
         raise AssertionError(f"{item}/{file} is not published")
+
+
+@contextmanager
+def running(site: Site, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `clr run` for a site that has an HTTP_PORT; end it with the block. Its output is in ``run.log``."""
+    with (site.home / "run.log").open("ab") as log:
+        process = subprocess.Popen([CLR, "run"], env=cli_environment(site) | environment, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def get(site: Site, path: str) -> tuple[int, bytes]:
+    """GET a path from a running site: status (0 when nobody answers) and body."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{site.environment['HTTP_PORT']}/{path}", timeout=5) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except OSError:
+        return 0, b""
 
 
 def cli_environment(site: Site) -> dict[str, str]:
