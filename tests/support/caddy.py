@@ -98,7 +98,7 @@ class Web:
         self.settings = clr_settings.load(self.environment)[0]
         self.site = Site(self.settings, program)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Web:
         self._thread.start()

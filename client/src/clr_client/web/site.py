@@ -59,6 +59,8 @@ class Site:
             except OSError as error:
                 raise WebServerError(f"{folder} cannot be made ({error.strerror})") from None
         if settings.library_password:
+            if not settings.tls_name:
+                log.warning("LIBRARY_PASSWORD crosses the network readable by anyone; TLS_NAME would encrypt it")
             self._hash = await hash_password(settings.library_password, self.caddy.program)
         await self._look()
         await self.caddy.start(self._configuration())
