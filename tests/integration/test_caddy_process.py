@@ -170,7 +170,7 @@ def test_busy_port_is_named_and_used_once_it_is_free(
 def test_missing_caddy_is_said_in_one_line(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caddy.web(home, str(home / "nothing")) as web:
         assert not web.site.caddy.healthy
-    assert f"Caddy cannot be started (No such file or directory: {home}/nothing)" in caplog.text
+    assert f"Caddy cannot be started ({home}/nothing is missing)" in caplog.text
 
 
 def test_configuration_that_caddy_refuses_leaves_the_old_one_in_use(home: Path, program: str) -> None:

@@ -165,6 +165,15 @@ def test_second_signal_does_not_wait_for_anything() -> None:
         wait_until(lambda: not Path(f"/proc/{below[0]}").exists())
 
 
+def test_caddy_does_not_outlive_a_process_that_is_killed() -> None:
+    with running(*pretending(0)) as daemon:
+        daemon.until("the next sync is due")
+        below = children(daemon.process.pid)
+        daemon.process.kill()
+        daemon.process.wait()
+        wait_until(lambda: not Path(f"/proc/{below[0]}").exists(), what="Caddy's end")
+
+
 def test_sigusr1_syncs_now_and_once_more_after_a_sync_that_is_running() -> None:
     with running(*pretending(0.5)) as daemon:
         daemon.until("the next sync is due")

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -169,9 +170,11 @@ class Caddy:
     async def _run_once(self) -> str:
         """Run Caddy until it ends, and return why it did."""
         self._said = ""
+        if shutil.which(self.program) is None:
+            return f"Caddy cannot be started ({self.program} is missing)"
         try:
             process = await asyncio.create_subprocess_exec(
-                *(self.program, "run", "--config", "-"),
+                *self._argv(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -194,6 +197,12 @@ class Caddy:
             await process.wait()
             ready.cancel()
         return self._why(process.returncode)
+
+    def _argv(self) -> list[str]:
+        """Caddy, which the kernel ends when this process is killed: an orphan would keep the port."""
+        setpriv = shutil.which("setpriv")
+        tied = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+        return [*tied, self.program, "run", "--config", "-"]
 
     def _environment(self) -> dict[str, str]:
         homes = {"HOME": self.settings.clr_run_dir, "XDG_CONFIG_HOME": self.settings.clr_run_dir}
