@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from clr_client.content.items import group, scan
 from clr_client.vcsp.subscriber import Subscriber, check
-from support.server import Server
 from support.site import Site
 from support.templates import fake_template
 from support.webserver import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from support.server import Server
 
 CHANGES = 50
 UNCHANGED_SYNCS = 100
@@ -29,12 +29,6 @@ def library(tmp_path: Path) -> Path:
     for name in ("alpha", "beta", "nested/gamma", "spaced & 100% #1"):
         fake_template(folder / name, disk_bytes=20_000)
     return folder
-
-
-@pytest.fixture
-def server(library: Path, tmp_path: Path) -> Iterator[Server]:
-    with Server(library, tmp_path / "server") as running:
-        yield running
 
 
 @pytest.fixture

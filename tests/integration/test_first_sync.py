@@ -7,12 +7,11 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from support.server import Server, free_port, wait_until
+from support.server import wait_until
 from support.site import Site, get, running
 from support.templates import fake_template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -21,17 +20,6 @@ def library(tmp_path: Path) -> Path:
     folder = tmp_path / "primary"
     fake_template(folder / "alpha", disk_bytes=100_000)
     return folder
-
-
-@pytest.fixture
-def server(library: Path, tmp_path: Path) -> Iterator[Server]:
-    with Server(library, tmp_path / "server") as running:
-        yield running
-
-
-@pytest.fixture
-def site(server: Server, tmp_path: Path) -> Site:
-    return Site(tmp_path / "site", server, HTTP_PORT=str(free_port()), HTTPS_PORT=str(free_port()))
 
 
 def test_until_the_first_library_is_there_subscribers_are_told_how_far_it_is(library: Path, site: Site) -> None:

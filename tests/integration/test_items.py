@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from clr_client.vcsp.subscriber import Subscriber, check
-from support.server import Server
-from support.site import Site
 from support.templates import fake_template, pack_ova
 from support.webserver import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from support.site import Site
 
 
 @pytest.fixture
@@ -23,17 +22,6 @@ def library(tmp_path: Path) -> Path:
     folder = tmp_path / "primary"
     fake_template(folder / "plain", disk_bytes=20_000)
     return folder
-
-
-@pytest.fixture
-def server(library: Path, tmp_path: Path) -> Iterator[Server]:
-    with Server(library, tmp_path / "server") as running:
-        yield running
-
-
-@pytest.fixture
-def site(server: Server, tmp_path: Path) -> Site:
-    return Site(tmp_path / "site", server)
 
 
 def items(site: Site) -> dict[str, dict[str, Any]]:

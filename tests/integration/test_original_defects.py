@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from clr_client import settings as clr_settings
@@ -21,9 +21,6 @@ from support.server import Server, free_port, wait_until
 from support.site import CLR, Site, cli_environment, get, running
 from support.templates import fake_template
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
@@ -31,17 +28,6 @@ def library(tmp_path: Path) -> Path:
     for name in ("alpha", "beta"):
         fake_template(folder / name, disk_bytes=50_000)
     return folder
-
-
-@pytest.fixture
-def server(library: Path, tmp_path: Path) -> Iterator[Server]:
-    with Server(library, tmp_path / "server") as running:
-        yield running
-
-
-@pytest.fixture
-def site(server: Server, tmp_path: Path) -> Site:
-    return Site(tmp_path / "site", server, HTTP_PORT=str(free_port()), HTTPS_PORT=str(free_port()))
 
 
 def item(site: Site, name: str) -> dict[str, Any]:

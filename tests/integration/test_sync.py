@@ -15,7 +15,6 @@ from support.site import Site
 from support.templates import fake_template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -25,17 +24,6 @@ def library(tmp_path: Path) -> Path:
     for name in ("alpha", "beta", "gamma"):
         fake_template(folder / name, disk_bytes=200_000)
     return folder
-
-
-@pytest.fixture
-def server(library: Path, tmp_path: Path) -> Iterator[Server]:
-    with Server(library, tmp_path / "server") as running:
-        yield running
-
-
-@pytest.fixture
-def site(server: Server, tmp_path: Path) -> Site:
-    return Site(tmp_path / "site", server)
 
 
 def last_run(site: Site) -> dict[str, object]:

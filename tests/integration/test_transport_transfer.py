@@ -70,12 +70,6 @@ def library(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(library: Path, tmp_path: Path) -> Iterator[Server]:
-    with Server(library, tmp_path / "server") as running:
-        yield running
-
-
-@pytest.fixture
 def link(server: Server, tmp_path: Path) -> Link:
     return link_to(server, tmp_path)
 

@@ -362,3 +362,7 @@ def test_any_environment_gives_settings_or_one_printable_line(environment: dict[
         assert "\n" not in str(error)
     else:
         assert isinstance(found, settings.Settings)
+
+
+def test_the_dot_at_the_end_of_a_complete_host_name_is_left_out() -> None:
+    assert load({"TLS_NAME": "library.example.com."})[0].tls_name == "library.example.com"

@@ -270,8 +270,8 @@ class HostName(Text):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
         """Read a host name or an address."""
-        word = value.strip().lower()
-        if word and not re.fullmatch(r"(?!-)[a-z0-9-]{1,63}(\.(?!-)[a-z0-9-]{1,63})*\.?", word) and not _is_ipv6(word):
+        word = value.strip().lower().removesuffix(".")
+        if word and not re.fullmatch(r"(?!-)[a-z0-9-]{1,63}(\.(?!-)[a-z0-9-]{1,63})*", word) and not _is_ipv6(word):
             self.refuse()
         return str(word)
 
