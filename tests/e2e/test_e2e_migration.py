@@ -2,66 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from support.original import leave_original
 from support.templates import fake_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from support.engine import Pair
 
 MIB = 1 << 20
-
-
-def as_the_original(library: Path) -> dict[str, Any]:
-    """Write the manifests that the original writes (hexadecimal etags, no generationNum); return lib.json."""
-    entries = []
-    for item in sorted(folder for folder in library.iterdir() if folder.is_dir()):
-        files = [
-            {
-                "name": file.name,
-                "size": file.stat().st_size,
-                "etag": hashlib.md5(file.read_bytes()).hexdigest(),
-                "hrefs": [f"{item.name}/{file.name}"],
-            }
-            for file in sorted(item.iterdir())
-        ]
-        entry = {
-            "created": "2022-08-07T02:53Z",
-            "description": "",
-            "version": "4",
-            "files": files,
-            "id": f"urn:uuid:{uuid.uuid4()}",
-            "name": item.name,
-            "metadata": [{"key": "type-metadata", "value": "{}", "type": "String", "domain": "SYSTEM"}],
-            "properties": {},
-            "selfHref": f"{item.name}/item.json",
-            "type": "vcsp.ovf",
-            "contentVersion": "4",
-        }
-        (item / "item.json").write_text(json.dumps(entry))
-        entries.append(entry)
-    original: dict[str, Any] = {
-        "vcspVersion": "2",
-        "version": "7",
-        "contentVersion": "1",
-        "name": "Library",
-        "id": f"urn:uuid:{uuid.uuid4()}",
-        "created": "2022-08-07T02:53Z",
-        "capabilities": {"transferIn": ["httpGet"], "transferOut": ["httpGet"]},
-        "itemsHref": "items.json",
-    }
-    (library / "lib.json").write_text(json.dumps(original))
-    (library / "items.json").write_text(json.dumps({"items": entries}))
-    return original
 
 
 def test_the_originals_data_folder_keeps_its_ids_and_is_not_transferred_again(make_pair: Callable[..., Pair]) -> None:
@@ -69,8 +24,8 @@ def test_the_originals_data_folder_keeps_its_ids_and_is_not_transferred_again(ma
     for name in ("Template_1", "Template_2"):
         fake_template(pair.templates / name, disk_bytes=4 * MIB)
     shutil.copytree(pair.templates, pair.library, dirs_exist_ok=True)
-    original = as_the_original(pair.library)
-    ids = {entry["name"]: entry["id"] for entry in json.loads((pair.library / "items.json").read_text())["items"]}
+    ids = leave_original(pair.library)
+    original = json.loads((pair.library / "lib.json").read_text())
 
     pair.up()
     first = pair.wait_runs(1)[0]
@@ -81,8 +36,8 @@ def test_the_originals_data_folder_keeps_its_ids_and_is_not_transferred_again(ma
     assert library["id"] == original["id"]
     assert int(library["version"]) > int(original["version"])
     items = json.loads(pair.fetch("items.json"))["items"]
-    assert {item["name"]: item["id"] for item in items} == ids
-    assert all(int(item["version"]) > 4 for item in items)
+    assert {item["name"]: item["id"] for item in items} | {"": library["id"]} == ids
+    assert all(int(item["version"]) > 7 for item in items)
     pair.clr("check", "http://localhost/lib.json", "--full")
     assert "SYNC_MAX_BW" in pair.logs("client")
 
@@ -93,7 +48,7 @@ def test_a_data_folder_of_root_is_handed_over_once(make_pair: Callable[..., Pair
     pair = make_pair()
     fake_template(pair.templates / "Template_1")
     shutil.copytree(pair.templates, pair.library, dirs_exist_ok=True)
-    as_the_original(pair.library)
+    leave_original(pair.library)
 
     pair.up()
     pair.wait_runs(1)
