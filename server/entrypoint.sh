@@ -66,7 +66,7 @@ report_rsync() {
 }
 
 # Sessions write their lines into a fifo, because they may not write to this process's output; so does sshd, whose many
-# words about an ordinary visit, the healthcheck's among them, are left out.
+# words about an ordinary visit, the healthcheck's among them, are left out. (UNKNOWN left before sshd asked for its address.)
 start_log() {
     rm -f "$run/log"
     mkfifo -m 622 "$run/log"
@@ -74,7 +74,7 @@ start_log() {
     LC_ALL=C grep -aEv --line-buffered \
         -e '^(Connection from|Accepted key|Postponed publickey for|User child is on pid|Starting session:|Close session:) ' \
         -e '^(Received disconnect from .*:11: disconnected by|Disconnected from) user' \
-        -e '^(Transferred: sent|Closing connection to|Connection (closed|reset) by 127\.0\.0\.1) ' <&3 &
+        -e '^(Transferred: sent|Closing connection to|Connection (closed|reset) by (127\.0\.0\.1|UNKNOWN)) ' <&3 &
     log=$!
 }
 

@@ -53,7 +53,7 @@ def test_the_ceiling_is_a_variable(tmp_path: Path) -> None:
         taken = [hold(server, stack) for _site in range(60)]
         assert all(taken[:3])
         assert taken.count(True) <= 6
-        assert "MaxStartups" in server.log_text()
+        assert "maxstartups" in server.log_text().lower()  # OpenSSH 9 writes MaxStartups, 10 Maxstartups
 
 
 def test_refused_logins_do_not_lock_out_the_other_sites_of_the_same_address(tmp_path: Path) -> None:
