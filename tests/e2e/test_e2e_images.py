@@ -113,4 +113,4 @@ def test_both_roles_of_one_host_share_no_name_and_no_port(compose2: str) -> None
 
 @pytest.mark.parametrize("role", ROLES)
 def test_compose_v2_builds_the_images_too(images: None, compose2: str, role: str, tmp_path: Path) -> None:
-    engine.build(compose2, role, folder=tmp_path)
+    engine.build(compose2, role, folder=tmp_path, tag="v2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -104,3 +105,21 @@ def test_templates_put_into_the_mirror_by_hand_are_not_fetched(server: Server, l
     shutil.copytree(library, site.store.mirror, copy_function=shutil.copy2)
     report = site.sync()
     assert (report.planned_bytes, len(report.added)) == (0, 3)
+
+
+def test_a_broken_template_of_the_original_is_held_and_keeps_its_id_until_it_is_mended(
+    library: Path, site: Site
+) -> None:
+    ids = leave_original(site.library)
+    with (site.library / "Template_2" / "Template_2-disk1.vmdk").open("r+b") as disk:
+        disk.write(b"half copied")
+    good = library / "Template_2" / "Template_2-disk1.vmdk"
+    os.utime(site.library / "Template_2" / good.name, ns=(good.stat().st_atime_ns, good.stat().st_mtime_ns))
+    report = site.sync()
+    assert [held.key for held in report.held] == ["Template_2"]
+    assert site.ids() == {name: ids[name] for name in ("Template_1", "items")}
+    good.touch()
+    report = site.sync()
+    assert report.result == "success"
+    assert site.ids()["Template_2"] == ids["Template_2"]
+    assert int(site.versions()["Template_2"]) > 7

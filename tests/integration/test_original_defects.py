@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from clr_client import settings as clr_settings
-from clr_client.errors import ClrError, GuardError
+from clr_client.errors import ClrError, GuardError, TransportError
 from clr_client.transport import ssh
 from clr_client.values import Peer
 from clr_client.vcsp.subscriber import check
@@ -71,10 +71,8 @@ def test_defect_04_a_failed_transfer_publishes_nothing_broken(library: Path, ser
     site.sync()
     before = site.manifests()
     fake_template(library / "alpha", disk_bytes=3_000_000, revision=1)
-    with Line(server.port, None, 1_000_000, 0, 0) as line:
-        report = site.sync(SYNC_PORT=str(line.port), SYNC_RETRIES="0")
-    assert report.result == "partial"
-    assert [held.key for held in report.held] == ["alpha"]
+    with Line(server.port, None, 1_000_000, 0, 0) as line, pytest.raises(TransportError):
+        site.sync(SYNC_PORT=str(line.port), SYNC_RETRIES="0")
     assert site.manifests() == before
 
 

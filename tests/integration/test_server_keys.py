@@ -87,7 +87,7 @@ def test_a_key_that_nobody_put_there_is_refused_and_its_fingerprint_logged(libra
     stranger = make_key(tmp_path / "stranger")
     with Server(library, tmp_path / "s") as server:
         answer = lists(server, stranger)
-        assert answer.returncode == 255
+        assert answer.returncode in (12, 255)  # 12: rsync saw the closed pipe before ssh had ended
         assert "Permission denied (publickey)" in answer.stderr
         fingerprint = subprocess.run(
             ["ssh-keygen", "-lf", str(stranger)], capture_output=True, text=True, check=True

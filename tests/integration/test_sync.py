@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from clr_client.errors import GuardError, LockedError, TransportError
+from support.proxy import Line
 from support.server import Server
 from support.site import Site
-from support.templates import fake_template
+from support.templates import fake_template, pack_ova
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -352,3 +354,97 @@ def test_progress_is_there_for_subscribers_before_anything_was_published(
     assert body["message"]
     site.sync()
     assert json.loads(site.store.progress.read_bytes())["message"] == ""
+
+
+def test_a_folder_too_deep_or_a_name_too_long_holds_only_its_item_and_never_stops_a_sync(
+    library: Path, site: Site
+) -> None:
+    deep = library.joinpath(*["d"] * 33)
+    deep.mkdir(parents=True)
+    (deep / "disk.bin").write_bytes(b"x")
+    for _ in range(2):
+        report = site.sync()
+        assert ["deep" in held.reason for held in report.held] == [True]
+        assert site.versions().keys() == {"alpha", "beta", "gamma"}
+
+
+def test_old_generations_go_before_space_is_counted_so_the_remedy_for_a_full_disk_works(
+    library: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for revision in range(3):
+        fake_template(library / "alpha", disk_bytes=100_000, revision=revision)
+        site.sync()
+    fake_template(library / "alpha", disk_bytes=100_000, revision=7)
+    monkeypatch.setattr("clr_client.store.Store.free_bytes", lambda _: 1000)
+    with pytest.raises(GuardError, match="LIBRARY_KEEP"):
+        site.sync(LIBRARY_KEEP="1", LIBRARY_GRACE="0")
+    assert site.store.generation_numbers() == (3,)
+
+
+def test_a_first_sync_that_brings_nothing_publishes_nothing_and_counts_as_failed(
+    library: Path, server: Server, site: Site
+) -> None:
+    for entry in library.iterdir():
+        shutil.rmtree(entry)
+    (library / "large").mkdir()
+    (library / "large" / "disk.bin").write_bytes(os.urandom(3_000_000))
+    with Line(server.port, None, 500_000, 0, 0) as line, pytest.raises(TransportError):
+        site.sync(SYNC_PORT=str(line.port))
+    assert not site.store.current.exists()
+    assert json.loads(site.store.progress.read_bytes())["message"]
+    assert json.loads(site.store.status.read_bytes())["failures_in_row"] == 1
+    assert site.sync().added == ("large",)
+
+
+@pytest.mark.parametrize("name", ["lib.json", "items.json"])
+def test_a_damaged_manifest_is_mended_by_the_next_sync_of_an_unchanged_source(site: Site, name: str) -> None:
+    site.sync()
+    before = site.manifests()
+    damaged = site.library / "current" / name
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    site.sync()
+    assert site.manifests() == before
+
+
+def empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry)
+
+
+def test_a_disaster_at_the_source_at_the_end_of_a_cut_transfer_takes_nothing_away(
+    library: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clr_client import transport
+
+    site.sync()
+    before = site.manifests()
+    fake_template(library / "alpha", disk_bytes=200_000, revision=1)
+    real = transport.fetch
+
+    async def fetch(*args: object, **kwargs: object) -> transport.Transfer:
+        await real(*args, **kwargs)  # type: ignore[arg-type]
+        await asyncio.to_thread(empty, library)
+        raise TransportError("the line dropped")
+
+    monkeypatch.setattr(transport, "fetch", fetch)
+    with pytest.raises(TransportError, match="dropped"):
+        site.sync()
+    assert site.manifests() == before
+
+
+def test_an_archive_that_rots_after_it_was_verified_holds_its_item_and_no_other(
+    library: Path, site: Site, tmp_path: Path
+) -> None:
+    pack_ova(fake_template(tmp_path / "made" / "golden", disk_bytes=30_000).parent, library / "golden.ova")
+    site.sync()
+    shutil.rmtree(site.store.items / site.ids()["golden"].removeprefix("urn:uuid:"))
+    archive = site.store.mirror / "golden.ova"
+    before = archive.stat()
+    with archive.open("r+b") as handle:
+        handle.seek(20_000)
+        handle.write(b"rotten")
+    os.utime(archive, ns=(before.st_atime_ns, before.st_mtime_ns))
+    fake_template(library / "alpha", disk_bytes=200_000, revision=1)
+    report = site.sync()
+    assert [held.key for held in report.held] == ["golden.ova"]
+    assert site.versions() == {"alpha": "2", "beta": "1", "gamma": "1"}

@@ -219,10 +219,11 @@ class Pair:
         docker("run", "--rm", "-v", f"{self.folder}:/folder", *wipe, check=False)
 
 
-def build(compose: str, *roles: str, folder: Path) -> None:
+def build(compose: str, *roles: str, folder: Path, tag: str = "latest") -> None:
     """Build the images of roles from their Dockerfiles with `compose build`, under the names that the tests use."""
     for role in roles:
-        service: dict[str, Any] = {"image": IMAGE.format(role=role)}
+        labelled = {"context": str(ROOT / role), "labels": {LABEL: "image"}}
+        service = {"image": f"{IMAGE.format(role=role)}:{tag}", "build": labelled}
         override = folder / f"build.{role}.yaml"
         override.write_text(json.dumps({"services": {f"clr-{role}": service}}), encoding="utf-8")
         files: Sequence[str | Path] = ("-f", ROOT / f"docker-compose.{role}.yaml", "-f", override)
@@ -230,9 +231,10 @@ def build(compose: str, *roles: str, folder: Path) -> None:
 
 
 def remove_leftovers() -> None:
-    """Remove containers of test runs that ended before they could."""
+    """Remove containers of test runs that ended before they could, and images that newer ones replaced."""
     form = f'{{{{.ID}}}} {{{{.Label "{LABEL}"}}}}'
     for line in run("docker", "ps", "-a", "--filter", f"label={LABEL}", "--format", form).stdout.splitlines():
         container, pid = line.split()
         if not Path(f"/proc/{pid}").exists():
             docker("rm", "-f", container)
+    docker("image", "prune", "--force", "--filter", f"label={LABEL}")

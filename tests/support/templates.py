@@ -155,9 +155,12 @@ def pack_ova(folder: Path, archive: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it there."""
+    """Write a file beside its place and rename it there, with a later time: rsync compares whole seconds."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_bytes(content)
+    if path.exists() and int(path.stat().st_mtime) >= int(temporary.stat().st_mtime):
+        later = int(path.stat().st_mtime) + 1
+        os.utime(temporary, (later, later))
     temporary.replace(path)
 
 

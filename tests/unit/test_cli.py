@@ -430,7 +430,8 @@ def test_verify_ends_with_code_4_and_names_what_is_damaged_and_the_remedy(
     assert result.exit_code == 4
     first, last = result.stdout.splitlines()
     assert first == f"items/{item.uuid}/1/disk.vmdk: is not what was published"
-    assert last.startswith("1 damaged; to mend one, remove ")
+    assert last.startswith("1 damaged; ")
+    assert "to mend a file, remove its folder below items/" in last
 
 
 def test_verify_of_nothing_fails(clr: Any) -> None:

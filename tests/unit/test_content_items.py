@@ -270,9 +270,19 @@ def test_scan_of_an_unreadable_folder_is_an_error_because_its_items_would_look_d
         scan(tmp_path)
 
 
-def test_scan_refuses_a_tree_that_is_nested_without_end(tmp_path):
-    tmp_path.joinpath(*["d"] * MAX_DEPTH).mkdir(parents=True)
-    assert scan(tmp_path) == ()
-    tmp_path.joinpath(*["d"] * (MAX_DEPTH + 1)).mkdir()
-    with pytest.raises(StoreError, match="nested more than"):
-        scan(tmp_path)
+def test_what_is_nested_deeper_than_an_item_may_lie_is_a_problem_of_its_own_and_left_out_of_a_scan(tmp_path):
+    deep = tmp_path.joinpath(*["d"] * MAX_DEPTH)
+    (deep / "d").mkdir(parents=True)
+    (deep / "a.bin").write_bytes(b"a")
+    (deep / "d" / "b.bin").write_bytes(b"b")
+    assert [file.name for file in scan(tmp_path)] == ["a.bin"]
+    paths = ["/".join(["d"] * MAX_DEPTH) + "/a.bin", "/".join(["d"] * (MAX_DEPTH + 1)) + "/b.bin"]
+    problems = {item.files[0].name: item.problem for item in group(FileInfo(path, 1, 1) for path in paths)}
+    assert problems["a.bin"] is None
+    assert "deep" in problems["b.bin"]
+
+
+def test_a_name_that_no_file_system_takes_is_a_problem_of_its_item():
+    items = {item.key: item.problem for item in group([FileInfo("good/a.bin", 1, 1), FileInfo("x" * 256, 1, 1)])}
+    assert items["good"] is None
+    assert "255 bytes" in items["x" * 256]

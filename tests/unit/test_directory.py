@@ -16,6 +16,7 @@ from clr_client import directory
 from clr_client.directory import DIGESTS, STATE, Published, publish_directory
 from clr_client.errors import LockedError, ManifestError, StoreError
 from support.templates import fake_template, pack_ova, replace
+from support.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -375,3 +376,15 @@ def test_nothing_but_our_files_is_added(folder: Path) -> None:
 def test_an_empty_directory_is_an_empty_library(tmp_path: Path) -> None:
     assert publish(tmp_path).library.items == ()
     assert read(tmp_path) == {}
+
+
+@pytest.mark.parametrize("inside", [".", "current", "items", "mirror"])
+def test_a_clients_own_volume_is_refused_and_left_as_it_is(tmp_path: Path, inside: str) -> None:
+    volume = Volume(tmp_path / "library")
+    volume.put("a/disk.vmdk", b"a")
+    volume.put("loose.iso", b"x")
+    volume.sync()
+    before = {path: path.read_bytes() for path in volume.store.root.rglob("*") if path.is_file()}
+    with pytest.raises(StoreError, match="client's library volume"):
+        publish_directory(volume.store.root / inside, "X")
+    assert {path: path.read_bytes() for path in volume.store.root.rglob("*") if path.is_file()} == before

@@ -473,7 +473,7 @@ def test_the_overview_tells_what_is_published_what_is_held_and_why_and_the_last_
     found = found.after(report(FAILED, error=f"no line {EVIL}"), LIBRARY)
     path.write_bytes(status.dump(found))
     settings, _ = load({"TZ": "Europe/Berlin", "SYNC_SCHEDULE": "0 21 * * 5"})
-    lines = overview.as_text(settings, path, (2, 3, 4)).splitlines()
+    lines = overview.as_text(settings, path, (2, 3, 4), library=LIBRARY).splitlines()
     assert lines[:4] == [
         "L: version 7, generation 4, 2 items, 5.0 MB",
         "generations kept: 2, 3, 4",
@@ -485,6 +485,14 @@ def test_the_overview_tells_what_is_published_what_is_held_and_why_and_the_last_
     assert len(lines) == 4 + overview.SHOWN_RUNS + 1
     assert lines[-1].startswith("next: Fri ")
     assert " 21:00 CE" in lines[-1]
+
+
+def test_the_overview_says_that_a_run_is_at_work_or_that_syncs_are_paused(tmp_path: Path) -> None:
+    missing = tmp_path / "status.json"
+    running = overview.as_text(load({})[0], missing, library=LIBRARY, running_since="21:00 (schedule)").splitlines()
+    assert running[:2] == ["L: version 7, generation 4, 2 items, 5.0 MB", "running since 21:00 (schedule)"]
+    paused = overview.as_text(load({})[0], missing, library=LIBRARY, rolled_back_to=3).splitlines()
+    assert paused[1] == "syncs are paused at generation 3; clr rollback --release ends that"
 
 
 def test_the_overview_before_the_first_run(tmp_path: Path) -> None:

@@ -70,10 +70,10 @@ def test_a_removed_item_comes_back_with_the_same_id_and_a_higher_version(volume:
 def test_without_a_number_the_one_before_is_meant_and_then_the_one_before_that(volume: Volume) -> None:
     assert back(volume) == 4
     assert contents(volume) == {"a": b"a2, bad", "c": b"c2"}
-    assert volume.store.pin.read_text() == "2\n"
+    assert volume.store.rolled_back_to() == 2
     assert back(volume) == 5
     assert contents(volume) == {"a": b"a1", "b": b"b1"}
-    assert volume.store.pin.read_text() == "1\n"
+    assert volume.store.rolled_back_to() == 1
     with pytest.raises(ManifestError, match="no generation before 1 is kept"):
         back(volume)
     assert contents(volume) == {"a": b"a1", "b": b"b1"}
@@ -83,7 +83,25 @@ def test_rolling_back_to_what_is_published_only_makes_syncs_wait(volume: Volume)
     before = (volume.store.current / "lib.json").read_bytes()
     assert back(volume, 3) == 3
     assert (volume.store.current / "lib.json").read_bytes() == before
-    assert volume.store.pin.exists()
+    assert volume.store.rolled_back_to() == 3
+
+
+def test_a_rollback_killed_before_it_published_anything_did_not_happen(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> int:
+        raise Killed
+
+    with monkeypatch.context() as killing:
+        killing.setattr(type(volume.store), "publish", kill)
+        with pytest.raises(Killed):
+            back(volume)
+    assert volume.store.rolled_back_to() is None
+    assert back(volume) == 4
+    assert volume.store.rolled_back_to() == 2
 
 
 def test_rolling_back_only_a_removal_grows_the_librarys_version_too(tmp_path: Path) -> None:

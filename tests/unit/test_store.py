@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -707,3 +708,20 @@ def test_trees_of_a_key_that_is_no_item_any_more_go_and_foreign_files_between_th
     (volume.store.items / "stray" / "file").write_bytes(b"x")
     volume.sync()
     assert len(list(volume.store.items.iterdir())) == 1
+
+
+def test_a_full_volume_can_still_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with Store(tmp_path / "library").locked("test"):
+        pass
+
+
+def test_whether_a_run_holds_the_volume_is_told_with_its_beginning(tmp_path: Path) -> None:
+    store = Store(tmp_path / "library")
+    assert store.running_since() == ""
+    with store.locked("schedule"):
+        assert re.fullmatch(r"20.* \(schedule\)", store.running_since())
+    assert store.running_since() == ""

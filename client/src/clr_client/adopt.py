@@ -83,3 +83,17 @@ def original_library(store: Store) -> PublishedLibrary | None:
             "Restore it from a backup to keep the library's id, or remove it: then the library is a new one and must be"
             " subscribed to again",
         ) from error
+
+
+def manifest_paths(store: Store) -> set[str]:
+    """Paths of the original's manifests in ``mirror/``."""
+    found = [store.mirror / "lib.json", store.mirror / "items.json", *store.mirror.glob("*/item.json")]
+    return {path.relative_to(store.mirror).as_posix() for path in found}
+
+
+def waiting_library(store: Store) -> PublishedLibrary | None:
+    """Return the adopted library as long as items of it are held: its manifests stay in ``mirror/`` until then."""
+    try:
+        return original_library(store)
+    except ManifestError:
+        return None

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 PARTIAL_EXIT = 6
 PROBLEMS_EXIT = 4
 SIGNALLED_EXIT = 128
-MEND = "to mend one, remove its folder below items/ and its file below mirror/, then: clr sync"
+MEND = (
+    "the next sync writes manifests anew; to mend a file, remove its folder below items/ and its file below mirror/,"
+    " then: clr sync"
+)
 
 Result = TypeVar("Result")
 
@@ -261,12 +264,20 @@ def _password(file: Path) -> str:
 def status(as_json: bool) -> None:
     """Show the last runs, what is published, and what is held and why."""
     from clr_client.reporting import overview
+    from clr_client.sync import describe_library
 
     loaded, store = _answering()
     click.echo(
         overview.as_json(store.status)
         if as_json
-        else overview.as_text(loaded, store.status, store.generation_numbers())
+        else overview.as_text(
+            loaded,
+            store.status,
+            store.generation_numbers(),
+            library=describe_library(store),
+            running_since=store.running_since(),
+            rolled_back_to=store.rolled_back_to(),
+        )
     )
 
 

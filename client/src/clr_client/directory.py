@@ -60,6 +60,13 @@ def publish_directory(folder: Path, name: str, on_progress: OnProgress = lambda 
     """
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a folder", "Name the folder that holds the templates")
+    if (folder / "_items").is_symlink() or any(
+        (near / "generations").is_dir() for near in (folder, *folder.resolve().parents)
+    ):
+        raise StoreError(
+            f"{folder} belongs to a client's library volume, which syncs publish by themselves",
+            "Name a plain folder of templates",
+        )
     try:
         with _locked(folder):
             return _publish(folder, name, on_progress)

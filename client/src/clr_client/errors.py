@@ -91,3 +91,11 @@ class ProbeError(SubscriberError):
 
 class HeldError(ClrError):
     """One item cannot be published as it is; its last good version stays. The message is the reason shown."""
+
+
+class TreeError(HeldError):
+    """The files of the item ``key`` turned out bad while its tree was built."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key

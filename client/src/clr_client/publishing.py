@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from clr_client.content.digests import DigestCache
 from clr_client.content.names import assign_names, fold
 from clr_client.content.verify import VerifiedItem, verify
-from clr_client.errors import HeldError
+from clr_client.errors import HeldError, TreeError
 from clr_client.plan import Action, parts
 from clr_client.reporting.status import Held
 from clr_client.store import Store, TreeSource
+from clr_client.threads import to_end
 from clr_client.vcsp.build import next_library
 from clr_client.vcsp.model import FileContent, ItemContent, as_content
 
@@ -41,37 +42,73 @@ class Selection:
 
 
 async def publish(
-    settings: Settings, store: Store, published: PublishedLibrary | None, pulled: Pulled
-) -> tuple[PublishedLibrary, tuple[Held, ...]]:
+    settings: Settings,
+    store: Store,
+    published: PublishedLibrary | None,
+    pulled: Pulled,
+    original: PublishedLibrary | None = None,
+) -> tuple[PublishedLibrary | None, tuple[Held, ...]]:
     """Verify what arrived, build the next library from it and from what stays, and publish it if it differs.
 
-    :returns: the library as published now, and the items that are held at their last good version.
+    :param original: an adopted library some of whose items may still wait to be published under their ids.
+    :returns: the library as published now, None if there is none yet, and the items that are held.
     :raises StoreError: the volume cannot take the new generation; what was published stays.
     """
     verified, held = await _verify(store, pulled)
+    while True:
+        library, found, refused = _next(settings, store, published, original, pulled, verified, held)
+        if library == published and store.current_number() is not None and store.holds(library):
+            break
+        if store.current_number() is None and not library.items and (held or pulled.stopped):
+            return None, tuple(held)  # subscribers wait for a first library that has something in it
+        try:
+            number = await to_end(lambda: store.publish(library, found))  # noqa: B023 - awaited in this turn
+        except TreeError as error:
+            held.append(Held(error.key, error.message))
+            del verified[error.key]
+            continue
+        log.info("published generation %d: library version %d, %d items", number, library.version, len(library.items))
+        break
+    serves = {item.key: item.version for item in library.items}
+    return library, tuple(dataclasses.replace(item, serves=serves.get(item.key)) for item in (*held, *refused))
+
+
+def _next(
+    settings: Settings,
+    store: Store,
+    published: PublishedLibrary | None,
+    original: PublishedLibrary | None,
+    pulled: Pulled,
+    verified: Mapping[str, tuple[VerifiedItem, SourceItem]],
+    held: Iterable[Held],
+) -> tuple[PublishedLibrary, dict[str, TreeSource], tuple[Held, ...]]:
+    """Return the next library, where its new trees' files come from, and what its names keep out."""
+    contents = {key: content_of(*pair) for key, pair in verified.items()}
+    before = _with_waiting(published, original, contents)
     stays = {item.key for item in pulled.plan.having(Action.LEAVE)} | {item.key for item in held}
-    selection = select(published, {key: content_of(*pair) for key, pair in verified.items()}, stays)
+    here = {item.key: item for item in before.items} if before else {}
+    selection = select(before, contents, [key for key in stays if key in here and store.find_tree(here[key])])
     library = next_library(
-        published,
+        before,
         settings.library_name,
         selection.contents,
         now=datetime.now(UTC),
         href_style=settings.library_hrefs,
         per_item_generations=settings.library_generation_num == "item",
     )
-    if library != published or store.current_number() is None or not store.holds(library):
-        found = {key: item for key, (item, _) in verified.items()}
-        sources = _tree_sources(store, library, published, found)
-        number = await asyncio.to_thread(store.publish, library, sources)
-        log.info(
-            "published generation %d: library version %d, %d items",
-            number,
-            library.version,
-            len(library.items),
-        )
-    serves = {item.key: item.version for item in library.items}
-    everything = (*held, *selection.held)
-    return library, tuple(dataclasses.replace(item, serves=serves.get(item.key)) for item in everything)
+    found = {key: item for key, (item, _) in verified.items()}
+    return library, _tree_sources(store, library, before, found), selection.held
+
+
+def _with_waiting(
+    published: PublishedLibrary | None, original: PublishedLibrary | None, contents: Mapping[str, ItemContent]
+) -> PublishedLibrary | None:
+    """Add the items of an adopted library that could not be published so far and now can: their ids live on."""
+    if published is None or original is None or original.id != published.id:
+        return published or original
+    keys, ids = {item.key for item in published.items}, {item.id for item in published.items}
+    waiting = [item for item in original.items if item.key in contents and item.key not in keys and item.id not in ids]
+    return dataclasses.replace(published, items=(*published.items, *waiting)) if waiting else published
 
 
 async def _verify(store: Store, pulled: Pulled) -> tuple[dict[str, tuple[VerifiedItem, SourceItem]], list[Held]]:

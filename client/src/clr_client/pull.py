@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from clr_client import seed, transport
 from clr_client.content.items import scan
-from clr_client.errors import TransportError
+from clr_client.errors import GuardError, TransportError
 from clr_client.plan import Action, Choice, Plan, guard, make_plan
+from clr_client.threads import to_end
 
 if TYPE_CHECKING:
     from clr_client.files import FileInfo
@@ -67,6 +68,8 @@ class Pulled:
     """Keys of items that arrived after the newest listing: the source may have changed while they were read."""
     stopped: str = ""
     """Why the pull ended before everything was here; empty when it did not."""
+    failure: TransportError | None = None
+    """The failure that ended it, if one did."""
     problems: tuple[str, ...] = ()
 
     def count(self, transfer: Transfer) -> None:
@@ -136,7 +139,7 @@ async def pull(job: Job) -> Pulled:
     except TransportError as error:
         if pulled.listing is None:
             raise
-        pulled.stopped = str(error)
+        pulled.stopped, pulled.failure = str(error), error
         await _confirm(job, pulled)
     finally:
         if not pulled.plan.fetch:
@@ -199,9 +202,11 @@ async def _list(job: Job, pulled: Pulled, link: Link) -> None:
     known = transport.remembered_fingerprints(link.known_hosts, link.peer)
     listing = await transport.list_source(link)
     _say_how_to_pin(job, link, known)
-    pulled.listing, pulled.peer, pulled.unconfirmed = listing, link.peer, frozenset()
-    _look_again(job, pulled)
-    _guard(job, pulled)
+    found = Pulled(listing=listing)
+    _look_again(job, found)
+    _guard(job, found)
+    pulled.listing, pulled.plan, pulled.mirror = found.listing, found.plan, found.mirror
+    pulled.peer, pulled.unconfirmed = link.peer, frozenset()
     for problem in listing.problems:
         log.warning("%s: %s", link.peer, problem)
 
@@ -247,7 +252,8 @@ def _look_again(job: Job, pulled: Pulled) -> None:
 async def _transfer(job: Job, pulled: Pulled, link: Link) -> None:
     store, plan = job.store, pulled.plan
     older = seed.predecessors(plan.fetch, pulled.mirror)
-    await asyncio.to_thread(seed.lay_out, older, transport.partials(store.mirror), store.mirror, store.basis)
+    partials = transport.partials(store.mirror)
+    await to_end(lambda: seed.lay_out(older, partials, store.mirror, store.basis))
     _make_way(store.mirror, plan)
     pulled.planned = max(pulled.planned, plan.bytes)
     pulled.unconfirmed = frozenset(item.key for item in plan.items if item.fetch)
@@ -285,12 +291,15 @@ def _make_way(mirror: Path, plan: Plan) -> None:
 
 
 async def _confirm(job: Job, pulled: Pulled) -> None:
-    """After an early end, list once more, so that what did arrive whole can be published."""
+    """After an early end, list once more, so that what did arrive whole can be published.
+
+    A listing that the guard refuses counts for nothing: what the run went by before stays what it goes by.
+    """
     peer = pulled.peer
     try:
         async with asyncio.timeout(CONFIRM_SECONDS):
             if pulled.unconfirmed and peer is not None:
                 await _list(job, pulled, link_to(peer, job.settings, job.store))
-    except (TransportError, TimeoutError) as error:
+    except (TransportError, GuardError, TimeoutError) as error:
         log.warning("%s: the end of the transfer could not be confirmed: %s", peer, error)
     _look_again(job, pulled)

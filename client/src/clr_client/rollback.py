@@ -60,7 +60,8 @@ def _roll_back(settings: Settings, store: Store, number: int | None) -> int:
     if library is before and before != current:
         library = dataclasses.replace(before, version=current.version + 1)
     was_pinned = store.pin.exists()
-    replace_file(store.pin, f"{target}\n".encode())
+    replaced = 0 if library == current else here
+    replace_file(store.pin, f"{target} {replaced}\n".encode())
     try:
         return here if library == current else store.publish(library, _sources(store, library, wanted))
     except ClrError:
@@ -71,8 +72,7 @@ def _roll_back(settings: Settings, store: Store, number: int | None) -> int:
 
 def _before(store: Store, here: int) -> int:
     """Return the generation before the current one; after a rollback, before the one rolled back to."""
-    pinned = store.pin.read_text(encoding="ascii", errors="replace").strip() if store.pin.exists() else ""
-    newest = int(pinned) if pinned.isdecimal() else here
+    newest = store.rolled_back_to() or here
     older = [kept for kept in store.generation_numbers() if kept < newest]
     if not older:
         raise ManifestError(

@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clr_client.disk import UNFINISHED, link, remove, sync_folder, unusable, write_file
-from clr_client.errors import LockedError, ManifestError, StoreError
+from clr_client.errors import HeldError, LockedError, ManifestError, StoreError, TreeError
 from clr_client.readable import link_names, read_links
 from clr_client.vcsp import record
 from clr_client.vcsp.manifests import manifests
@@ -92,9 +92,10 @@ class Store:
                     f"the library volume {self.root} cannot be locked: {error}",
                     "Its file system must support flock: a local disk does, NFS from version 4 on",
                 ) from error
-            handle.truncate(0)
-            handle.write(json.dumps({"since": datetime.now(UTC).isoformat(timespec="seconds"), "trigger": trigger}))
-            handle.flush()
+            since = {"since": datetime.now(UTC).isoformat(timespec="seconds"), "trigger": trigger}
+            with suppress(OSError):  # a full volume: then nobody is told since when
+                os.ftruncate(handle.fileno(), 0)
+                os.write(handle.fileno(), json.dumps(since).encode())
             yield
 
     def prepare(self) -> None:
@@ -174,8 +175,35 @@ class Store:
         return int(name) if name.isdecimal() else None
 
     def holds(self, library: PublishedLibrary) -> bool:
-        """Whether every item's tree is on the volume, as far as a look at the folders tells."""
-        return all(self.tree(item).is_dir() for item in library.items)
+        """Whether ``library`` is what readers find: its manifests, and the folder of every item's tree."""
+        texts = manifests(library)
+        try:
+            served = [(self.current / name).read_bytes() for name in ("lib.json", "items.json")]
+        except OSError:
+            return False
+        return served == [texts.lib, texts.items] and all(self.tree(item).is_dir() for item in library.items)
+
+    def rolled_back_to(self) -> int | None:
+        """Return the generation that a rollback keeps published, or None while syncs publish.
+
+        A rollback that was killed before it published anything does not count.
+        """
+        try:
+            target, before = (int(word) for word in self.pin.read_text(encoding="ascii").split())
+        except (OSError, ValueError):
+            return None
+        return None if before == self.current_number() else target
+
+    def running_since(self) -> str:
+        """Say since when a run holds the volume; empty when none does."""
+        try:
+            with (self.root / ".lock").open(encoding="utf-8") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(str(self.root / ".lock"))
+        except OSError:
+            return ""
+        return ""
 
     def read_generation(self, number: int) -> PublishedLibrary:
         """Read one generation's record.
@@ -244,6 +272,7 @@ class Store:
 
         :param sources: for each item id whose tree is not there yet, where its files come from.
         :returns: the new generation's number.
+        :raises TreeError: an archive is not, or no longer, what was verified.
         :raises StoreError: the volume is full or failing; what was published stays.
         """
         number = max(self._linked_number() or 0, *self.generation_numbers(), 0) + 1
@@ -269,9 +298,18 @@ class Store:
         tree = self.tree(item)
         tree.parent.mkdir(exist_ok=True)
         unfinished = tree.with_name(UNFINISHED + tree.name)
+        remove(unfinished)
         unfinished.mkdir()
         if source.unpack:
-            unpack(source.unpack, unfinished)
+            packed = {file.name: file.digest for file in item.files if file.name not in source.files}
+            try:
+                unpack(
+                    source.unpack,
+                    unfinished,
+                    expected={name: digest.removeprefix("sha256:") for name, digest in packed.items()},
+                )
+            except HeldError as error:
+                raise TreeError(item.key, error.message) from error
         for name, path in source.files.items():
             link(path, unfinished / name)
         write_file(unfinished / "item.json", manifest)

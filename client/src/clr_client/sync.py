@@ -25,6 +25,7 @@ from clr_client.reporting import status as statuses
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
 from clr_client.reporting.status import Held, Report
 from clr_client.store import Store
+from clr_client.threads import to_end
 
 if TYPE_CHECKING:
     from clr_client.settings import Settings
@@ -72,28 +73,33 @@ async def synchronise(
 
 
 async def _sync(settings: Settings, store: Store, report: Report, observer: Observer, *, allow_deletes: bool) -> Report:
-    published = await open_library(settings, store)
-    if store.pin.exists():
-        reason = f"rolled back to generation {store.pin.read_text().strip()}; `clr rollback --release` ends that"
+    published = await open_library(settings, store, observer)
+    if (target := store.rolled_back_to()) is not None:
+        reason = f"rolled back to generation {target}; `clr rollback --release` ends that"
         return dataclasses.replace(report, result=statuses.PAUSED, error=reason)
+    store.prune(settings.library_keep, settings.library_grace)
     pulled = await pull(Job(settings, store, published, observer, allow_deletes))
     observer.stage("verifying")
-    library, held = await publish(settings, store, published, pulled)
-    _prune(settings, store, pulled)
-    return _describe(report, published, library, held, pulled)
+    library, held = await publish(settings, store, published, pulled, adopt.waiting_library(store))
+    _prune(settings, store, pulled, held)
+    report = _describe(report, published, library, held, pulled)
+    if pulled.failure and not (report.added or report.updated or report.removed):
+        raise pulled.failure
+    return report
 
 
-async def open_library(settings: Settings, store: Store) -> PublishedLibrary | None:
+async def open_library(settings: Settings, store: Store, observer: Observer) -> PublishedLibrary | None:
     """Make the volume ready and return what is published; an original's directory is adopted and published."""
-    await asyncio.to_thread(adopt.move_original, store)
-    await asyncio.to_thread(store.prepare)
-    await asyncio.to_thread(transport.rescue, store.mirror)
+    await to_end(lambda: adopt.move_original(store))
+    await to_end(store.prepare)
+    await to_end(lambda: transport.rescue(store.mirror))
     published = store.published()
     if published is None and (original := adopt.original_library(store)):
+        observer.stage("verifying what the original left; it is served as soon as all of it has been read")
         everything = make_plan(scan(store.mirror), None, {}, Choice())
         pulled = Pulled(plan=everything, mirror={file.path: file for file in scan(store.mirror)})
-        published, held = await publish(settings, store, original, pulled)
-        log.info("adopted %d items of library %s", len(published.items), published.id)
+        published, held = await publish(settings, store, None, pulled, original)
+        log.info("adopted %d items of library %s", len(published.items) if published else 0, original.id)
         for item in held:
             log.warning("%s is held: %s", item.key, item.reason)
     return published
@@ -112,13 +118,13 @@ async def plan_only(settings: Settings) -> Plan:
     return make_plan(listing.files, published, mirror, Choice.of(settings), complete=listing.complete)
 
 
-def _prune(settings: Settings, store: Store, pulled: Pulled) -> None:
+def _prune(settings: Settings, store: Store, pulled: Pulled, held: tuple[Held, ...]) -> None:
     """Drop old generations, and from the mirror what the source no longer has or this site no longer takes."""
     store.prune(settings.library_keep, settings.library_grace)
     if pulled.listing is None or not pulled.listing.complete or pulled.stopped:
         return
     here = scan(store.mirror)
-    keep: set[str] = set()
+    keep = adopt.manifest_paths(store) if held else set()  # they know the ids of what is held still
     for item in pulled.plan.items:
         if item.source is None and item.action is Action.LEAVE:
             keep |= {file.path for file in here if item.key in (file.path, file.folder)}
@@ -132,12 +138,12 @@ def _prune(settings: Settings, store: Store, pulled: Pulled) -> None:
 def _describe(
     report: Report,
     published: PublishedLibrary | None,
-    library: PublishedLibrary,
+    library: PublishedLibrary | None,
     held: tuple[Held, ...],
     pulled: Pulled,
 ) -> Report:
     before = {item.key: item for item in published.items} if published else {}
-    after = {item.key: item for item in library.items}
+    after = {item.key: item for item in library.items} if library else {}
     return dataclasses.replace(
         report,
         result=statuses.PARTIAL if held or pulled.stopped else statuses.SUCCESS,
@@ -154,7 +160,7 @@ def _describe(
         matched_bytes=pulled.matched,
         sent_bytes=pulled.sent,
         received_bytes=pulled.received,
-        version=library.version,
+        version=library.version if library else None,
     )
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 METADATA_NAME = "clr-item.toml"
 MAX_DEPTH = 32
+MAX_SEGMENT = 255
+"""Bytes in one name, as most file systems have it."""
 
 # Dotfiles and dotfolders, also rsync's temporary files; manifests, which are ours to write; what ext4 and
 # VMware leave behind; empty segments, which no listing has.
@@ -130,6 +132,10 @@ def _problem(key: str, files: tuple[FileInfo, ...]) -> str | None:
     for path in (key, *(file.path for file in files)):
         if (reason := flaw(path)) is not None:
             return f'the name "{printable(path)}" {reason}'
+    if len(segments) > MAX_DEPTH:
+        return f"it lies more than {MAX_DEPTH} folders deep"
+    if any(len(os.fsencode(segment)) > MAX_SEGMENT for file in files for segment in file.path.split("/")):
+        return f"a name in its path is longer than {MAX_SEGMENT} bytes"
     if not SourceItem(key, files).default_name:
         return f'the name "{printable(key)}" is empty'
     seen: dict[str, str] = {}
@@ -144,14 +150,14 @@ def scan(root: Path) -> tuple[FileInfo, ...]:
     """List a local tree as rsync would: its regular files, sorted by path, without what ``group`` ignores.
 
     Links are never followed or listed. Raises StoreError for a folder that cannot be read, because what lies
-    in it would look deleted, and for folders nested deeper than ``MAX_DEPTH``.
+    in it would look deleted. What is nested deeper than ``MAX_DEPTH`` can be no item and is left out.
     """
     found: list[FileInfo] = []
     pending = [("", 0)]
     while pending:
         folder, depth = pending.pop()
         if depth > MAX_DEPTH:
-            raise StoreError(f"folders are nested more than {MAX_DEPTH} deep: {printable(folder)}")
+            continue
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:

@@ -22,13 +22,27 @@ def as_json(path: Path) -> str:
     return statuses.dump(statuses.load(path)).decode().rstrip()
 
 
-def as_text(settings: Settings, path: Path, generations: Sequence[int] = ()) -> str:
+def as_text(
+    settings: Settings,
+    path: Path,
+    generations: Sequence[int] = (),
+    *,
+    library: Mapping[str, Any] | None = None,
+    running_since: str = "",
+    rolled_back_to: int | None = None,
+) -> str:
     """Return what is published, what is held and why, the last runs, and when the next one is due.
 
     :param generations: numbers of those that can be rolled back to.
+    :param library: what is published, if anything is.
+    :param running_since: since when a run is at work, if one is.
     """
     status = statuses.load(path)
-    lines = [_library(status.library) if status.published else "nothing published yet"]
+    lines = [_library(library) if library else "nothing published yet"]
+    if running_since:
+        lines.append(f"running since {_shown(running_since)}")
+    if rolled_back_to is not None:
+        lines.append(f"syncs are paused at generation {rolled_back_to}; clr rollback --release ends that")
     if generations:
         lines.append(f"generations kept: {', '.join(map(str, generations))}")
     lines += [f"held: {_shown(held['key'])}: {_shown(held['reason'])}{_serves(held)}" for held in status.held]
