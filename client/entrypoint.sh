@@ -102,9 +102,11 @@ if [ "$(id -u)" = 0 ]; then
     as_account() { account --inh-caps=-all "$@"; }
     as_account true || die "cannot become uid $uid: give the container the capabilities SETUID and SETGID, or set user:"
     [ -d "$run" ] || install -d -m 0700 -o "$uid" -g "$gid" "$run"
-    for folder in "$library" "$data"; do
-        take_over "$folder"
-    done
+    if [ "${1-}" = run ]; then
+        for folder in "$library" "$data"; do
+            take_over "$folder"
+        done
+    fi
 else
     uid=$(id -u)
     copies=$run/copies

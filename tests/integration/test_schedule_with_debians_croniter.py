@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.caddy import missing
 
 ROOT = Path(__file__).parents[2]
 CRONITER = ROOT / ".cache" / "croniter-2.0"
@@ -20,7 +21,7 @@ def debians_croniter() -> Path:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(CRONITER)]
         fetched = subprocess.run([*pip, "croniter==2.0.*", "pytz"], capture_output=True, text=True, timeout=120)
         if fetched.returncode:
-            pytest.skip(f"croniter 2.0 cannot be fetched: {fetched.stderr.strip()[-200:]}")
+            missing(f"croniter 2.0 cannot be fetched: {fetched.stderr.strip()[-200:]}")
     return CRONITER
 
 

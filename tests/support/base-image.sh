@@ -50,7 +50,10 @@ make_tarball() {
         return 1
     }
     mirror=${DEBIAN_MIRROR:-$(apt_uri Debian)}
-    mirror=${mirror:-http://deb.debian.org/debian}
+    [ -n "$mirror" ] || {
+        say "apt knows no Debian mirror here: name one in DEBIAN_MIRROR"
+        return 1
+    }
     security=${DEBIAN_SECURITY:-$(apt_uri Debian-Security)}
     security=${security:-${mirror%/debian}/debian-security}
 

@@ -89,8 +89,11 @@ compose2() {
     : >"$state/status"
     # shellcheck disable=SC2016  # apt expands this
     mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)}
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} trixie main" \
-        >"$state/sources.list"
+    [ -n "$mirror" ] || {
+        say 'apt knows no Debian mirror here: name one in DEBIAN_MIRROR'
+        return 1
+    }
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$state/sources.list"
     apt_of_trixie update
     (cd "$state" && apt_of_trixie download docker-compose)
     dpkg-deb --extract "$state"/docker-compose_*.deb "$state/unpacked"

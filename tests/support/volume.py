@@ -57,6 +57,7 @@ class Volume:
             pulled = Pulled(plan=make_plan(mirror.values(), published, mirror, Choice.of(settings)), mirror=mirror)
             library, self.held = asyncio.run(publish(settings, store, published, pulled))
             store.prune(settings.library_keep, settings.library_grace)
+        assert library is not None
         return library
 
     def published(self) -> PublishedLibrary:

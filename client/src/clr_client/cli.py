@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -75,8 +76,10 @@ def _settings() -> Settings:
 
 def _working() -> Settings:
     """Read the settings for a command that does work: what it does is logged."""
-    loaded = _settings()
+    loaded, warnings = settings.load(os.environ)
     logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
+    for warning in warnings:
+        logging.getLogger("clr").warning("%s", warning)
     return loaded
 
 
