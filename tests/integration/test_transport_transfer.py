@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -337,9 +338,11 @@ def test_what_a_killed_rsync_left_is_found_and_not_sent_again(library: Path, lin
 
     def kill(progress: Progress) -> None:
         if progress.done_bytes >= 6 * MIB:
-            for pid in left_behind(mirror.parent):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, 9)
+            # Held first, so that none of them tidies up while the others die.
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in left_behind(mirror.parent):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
     with pytest.raises(TransportError) as caught:
         bring(link, mirror, "a/disk.vmdk", bandwidth="8m", on_progress=kill)

@@ -247,8 +247,8 @@ def refuse_a_shell(server: Server) -> None:
 
 def linger(process: subprocess.Popen[bytes]) -> None:
     """Keep the library up until somebody has seen enough."""
-    say("\nIt stays up until you press Ctrl-C.")
     with contextlib.suppress(KeyboardInterrupt):
+        say("\nIt stays up until you press Ctrl-C.")
         code = process.wait()
         raise DemoError(f"`clr run` ended with exit code {code}:\n{tail('client.log')}")
 

@@ -170,7 +170,8 @@ def test_random_waits_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sync_asked_for_by_hand_comes_at_once_also_within_the_random_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     story = Story(monkeypatch, SYNC_DELAY="true", SYNC_DELAY_MAX_SECONDS="300")
-    story.asleep = lambda seconds: story.work.asked.set() if story.clock.now > START.replace(minute=10) else None
+    due = START.replace(minute=10, second=0)
+    story.asleep = lambda seconds: story.work.asked.set() if story.clock.now > due else None
     runs = story.tell(2)
     assert runs[1][0] == "hand"
 
