@@ -11,7 +11,7 @@ import pytest
 from clr_client.content.items import group, scan
 from clr_client.vcsp.subscriber import Subscriber, check
 from support.site import Site
-from support.templates import fake_template
+from support.templates import fake_template, replace
 from support.webserver import serving
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class Source:
         elif kind == "touch":
             next(chosen.glob("*.ovf")).touch()
         elif kind == "iso":
-            (self.library / f"disc-{self.random.randrange(3)}.iso").write_bytes(self.random.randbytes(5000))
+            replace(self.library / f"disc-{self.random.randrange(3)}.iso", self.random.randbytes(5000))
         elif kind == "describe":
-            (chosen / "clr-item.toml").write_text(f'description = "change {self.count}"\n')
+            replace(chosen / "clr-item.toml", f'description = "change {self.count}"\n'.encode())
         elif kind == "remove":
             shutil.rmtree(chosen)
         elif kind == "rename":

@@ -14,7 +14,7 @@ from clr_client.errors import GuardError, LockedError, TransportError
 from support.proxy import Line
 from support.server import Server
 from support.site import Site
-from support.templates import fake_template, pack_ova
+from support.templates import fake_template, pack_ova, replace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -277,7 +277,7 @@ def test_what_a_cut_transfer_brought_joins_the_old_version_and_is_not_sent_again
     (folder / "disk.bin").write_bytes(old)
     site.sync()
     # the first half is new, the second is the old version's
-    (folder / "disk.bin").write_bytes(os.urandom(3_000_000) + old[3_000_000:])
+    replace(folder / "disk.bin", os.urandom(3_000_000) + old[3_000_000:])
     cut = site.sync(SYNC_MAX_BW="500", SYNC_WINDOW="5")
     assert cut.result == "partial"
     partial = next(site.store.mirror.rglob(".clr-partial/disk.bin")).stat().st_size
