@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
+from clr_client import moments
 from clr_client.errors import LockedError, ManifestError, StoreError
-from clr_client.store import STATE, Store, TreeSource
+from clr_client.moments import Moment
+from clr_client.store import PUBLISHED, STATE, Store, TreeSource
 from support.templates import fake_template, pack_ova
 from support.volume import Volume, publish_contents
 
@@ -177,7 +179,7 @@ def test_a_key_that_looks_like_what_a_generation_holds_itself_gets_no_readable_p
     publish_contents(store, {key: {"f": b"1"}, "plain": {"g": b"2"}})
     assert len(read_as_subscriber(store)) == 2
     folder = store.current.resolve()
-    assert {path.name for path in folder.iterdir()} == {"_items", "lib.json", "items.json", STATE, "plain"}
+    assert {path.name for path in folder.iterdir()} == {"_items", "lib.json", "items.json", STATE, PUBLISHED, "plain"}
     uuids = {item.uuid for item in (store.published() or pytest.fail()).items}
     assert {path.name for path in store.items.iterdir()} == uuids
 
@@ -551,9 +553,94 @@ def test_files_that_are_gone_are_named_before_anything_changes(volume: Volume) -
 
 
 def age(store: Store, seconds: float) -> None:
+    """Let all generations have been published that much earlier."""
     for folder in store.generations.iterdir():
-        then = folder.stat().st_mtime - seconds
-        os.utime(folder, (then, then))
+        at = moments.load((folder / PUBLISHED).read_bytes())
+        assert at is not None
+        earlier = Moment(at.boot, at.uptime - seconds, at.wall - seconds)
+        (folder / PUBLISHED).write_bytes(moments.dump(earlier))
+
+
+def publish_three(volume: Volume) -> None:
+    for number in range(3):
+        volume.put("a/disk.vmdk", b"x" * number)
+        volume.sync(LIBRARY_KEEP="1", LIBRARY_GRACE="1h")
+
+
+def prune_after(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, *, real: float, shown: float, restarted: bool = False
+) -> tuple[int, ...]:
+    """Prune with a grace of an hour ``real`` seconds later, when the clock on the wall shows ``shown`` more."""
+    at = moments.now()
+    later = Moment("another run" if restarted else at.boot, real if restarted else at.uptime + real, at.wall + shown)
+    with monkeypatch.context() as patched:
+        patched.setattr(moments, "now", lambda: later)
+        volume.store.prune(1, timedelta(hours=1))
+    return volume.store.generation_numbers()
+
+
+@pytest.mark.parametrize("step", [0, 366 * 86400, -366 * 86400, -1_800_000_000], ids=["none", "year", "back", "1970"])
+def test_a_step_of_the_clock_neither_shortens_nor_prolongs_the_grace(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    publish_three(volume)
+    assert prune_after(volume, monkeypatch, real=3000, shown=3000 + step) == (1, 2, 3)
+    assert prune_after(volume, monkeypatch, real=3700, shown=3700 + step) == (3,)
+    assert read_as_subscriber(volume.store) == {"a": {"disk.vmdk": b"xx"}}
+
+
+@pytest.mark.parametrize("wrong", [-1_800_000_000, 366 * 86400], ids=["1970", "a year ahead"])
+def test_what_was_published_while_the_clock_was_wrong_has_its_whole_grace(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    at = moments.now()
+    with monkeypatch.context() as patched:
+        patched.setattr(moments, "now", lambda: Moment(at.boot, at.uptime, at.wall + wrong))
+        publish_three(volume)
+    assert prune_after(volume, monkeypatch, real=3000, shown=3000) == (1, 2, 3)
+    assert prune_after(volume, monkeypatch, real=3700, shown=3700) == (3,)
+
+
+def test_over_a_restart_of_the_machine_the_clock_on_the_wall_measures_the_grace(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_three(volume)
+    assert prune_after(volume, monkeypatch, real=60, shown=3000, restarted=True) == (1, 2, 3)
+    assert prune_after(volume, monkeypatch, real=60, shown=-86400, restarted=True) == (1, 2, 3)
+    assert prune_after(volume, monkeypatch, real=60, shown=3700, restarted=True) == (3,)
+
+
+def test_generations_of_the_future_go_once_the_machine_has_run_for_the_grace_since_its_restart(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_three(volume)
+    assert prune_after(volume, monkeypatch, real=3500, shown=-366 * 86400, restarted=True) == (1, 2, 3)
+    assert prune_after(volume, monkeypatch, real=3700, shown=-366 * 86400, restarted=True) == (3,)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b'{"boot": 1, "uptime": "x", "wall": null}'])
+def test_a_generation_that_does_not_say_when_it_was_published_is_as_old_as_its_folder(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    publish_three(volume)
+    for folder in volume.store.generations.iterdir():
+        if content is None:
+            (folder / PUBLISHED).unlink()
+        else:
+            (folder / PUBLISHED).write_bytes(content)
+        os.utime(folder)
+    assert prune_after(volume, monkeypatch, real=0, shown=3000) == (1, 2, 3)
+    assert prune_after(volume, monkeypatch, real=0, shown=-86400) == (1, 2, 3)
+    assert prune_after(volume, monkeypatch, real=0, shown=3700) == (3,)
+
+
+def test_a_kernel_that_does_not_tell_its_runs_apart_leaves_the_clock_on_the_wall(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(moments, "BOOT_ID", tmp_path / "nothing")
+    publish_three(volume)
+    assert prune_after(volume, monkeypatch, real=9999, shown=3000) == (1, 2, 3)
+    assert prune_after(volume, monkeypatch, real=9999, shown=3700) == (3,)
 
 
 def test_the_newest_generations_are_kept_and_older_ones_go_after_their_grace_with_their_trees(volume: Volume) -> None:

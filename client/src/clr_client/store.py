@@ -18,7 +18,6 @@ import fcntl
 import json
 import logging
 import os
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,8 +25,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clr_client import moments
 from clr_client.disk import UNFINISHED, link, remove, sync_folder, unusable, write_file
 from clr_client.errors import HeldError, LockedError, ManifestError, StoreError, TreeError
+from clr_client.moments import Moment
 from clr_client.readable import link_names, read_links
 from clr_client.vcsp import record
 from clr_client.vcsp.manifests import manifests
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("clr.store")
 
 STATE = ".state.json"
+PUBLISHED = ".published.json"
+"""When a generation was published, hence when the one before it was replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +329,7 @@ class Store:
         write_file(folder / STATE, record.dump(library))
         write_file(folder / "items.json", items)
         write_file(folder / "lib.json", lib)
+        write_file(folder / PUBLISHED, moments.dump(moments.now()))
         sync_folder(folder)
         folder.rename(self.generations / str(number))
         sync_folder(self.generations)
@@ -338,21 +342,32 @@ class Store:
         sync_folder(self.root)
 
     def prune(self, keep: int, grace: timedelta) -> None:
-        """Remove generations beyond the newest ``keep`` once they were replaced ``grace`` ago, and their trees."""
+        """Remove generations beyond the newest ``keep`` once they were replaced ``grace`` ago, and their trees.
+
+        Steps of the clock on the wall do not count; see ``moments``.
+        """
         current = self.current_number()
         if current is None:
             return
         numbers = self.generation_numbers()
-        limit = time.time() - grace.total_seconds()
+        now = moments.now()
         kept = set(numbers[-keep:]) | {current}
         for number, successor in pairwise(numbers):
-            replaced_at = (self.generations / str(successor)).stat().st_mtime
-            if number not in kept and replaced_at < limit:
+            replaced_for = self._published_at(successor).seconds_until(now)
+            if number not in kept and replaced_for >= grace.total_seconds():
                 _discard(self.generations / str(number))
             else:
                 kept.add(number)
         if kept < set(numbers):
             self._clear_trees(sorted(kept))
+
+    def _published_at(self, number: int) -> Moment:
+        """Say when a generation was published; of those of earlier releases the folder's time is all that is known."""
+        folder = self.generations / str(number)
+        with suppress(OSError):
+            if moment := moments.load((folder / PUBLISHED).read_bytes()):
+                return moment
+        return Moment("", 0.0, folder.stat().st_mtime)
 
     def _clear_trees(self, numbers: Iterable[int]) -> None:
         """Remove unfinished trees, and those that no generation of these names; not while one cannot be read."""
