@@ -22,7 +22,10 @@ from clr_client.plan import Action, Choice, Plan, guard, make_plan
 from clr_client.threads import to_end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clr_client.files import FileInfo
+    from clr_client.plan import ItemPlan
     from clr_client.reporting.progress import Observer
     from clr_client.settings import Settings
     from clr_client.store import Store
@@ -303,3 +306,39 @@ async def _confirm(job: Job, pulled: Pulled) -> None:
     except (TransportError, GuardError, TimeoutError) as error:
         log.warning("%s: the end of the transfer could not be confirmed: %s", peer, error)
     _look_again(job, pulled)
+
+
+async def fetch_again(job: Job, choose: Callable[[Listing], tuple[ItemPlan, ...]]) -> Pulled:
+    """Bring files that are damaged here from the first server that can give them, and nothing else.
+
+    :param choose: picks from a server's listing what to fetch; its plan guards nothing, since nothing is removed.
+    :returns: what came. Whether it is what was published is for the caller to see.
+    :raises TransportError: no server could be listed, or all transfers were cut; what arrived is kept.
+    :raises GuardError: the volume has no room for it.
+    """
+    job.settings.require_peer()
+    errors: list[TransportError] = []
+    for peer in job.settings.peers:
+        try:
+            async with asyncio.timeout(job.settings.sync_window.total_seconds() or None):
+                return await _fetch_from(job, choose, link_to(peer, job.settings, job.store))
+        except TimeoutError:
+            raise TransportError("SYNC_WINDOW ended; the next run goes on from here") from None
+        except TransportError as error:
+            log.warning("%s: %s", peer, error)
+            errors.append(error)
+    raise errors[-1]
+
+
+async def _fetch_from(job: Job, choose: Callable[[Listing], tuple[ItemPlan, ...]], link: Link) -> Pulled:
+    await _pin(link, job.settings)
+    job.observer.stage(f"listing {link.peer}")
+    listing = await transport.list_source(link)
+    mirror = {file.path: file for file in scan(job.store.mirror)}
+    pulled = Pulled(listing=listing, plan=Plan(choose(listing)), mirror=mirror, peer=link.peer)
+    if pulled.plan.fetch:
+        needed, free = pulled.plan.bytes - _arrived(job, pulled) + RESERVE_BYTES, job.store.free_bytes()
+        if needed > free:
+            raise GuardError(f"{needed:,} bytes are needed and the library volume has {free:,} free", "Make room")
+        await _transfer(job, pulled, link)
+    return pulled
