@@ -26,7 +26,7 @@ demo: ## Watch templates travel from a locked-down sshd to a subscribable librar
 test: ## Run all tests (those with containers only where a Docker engine answers)
 	@$(setup_sh) packages test
 	@$(setup_sh) venv dev
-	@.venv/bin/pytest -c tests/pytest.ini tests
+	@.venv/bin/pytest -c tests/pytest.ini -n auto tests
 
 lint: ## Check style, types, shell files, YAML and compose files; warnings are errors
 	@$(setup_sh) packages lint

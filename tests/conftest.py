@@ -1,8 +1,11 @@
 """Settings for all tests."""
 
 import signal
+from collections.abc import Generator
 
+import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # How long one example takes says something about the machine, not about the code.
 settings.register_profile("clr", deadline=None)
@@ -10,3 +13,28 @@ settings.load_profile("clr")
 
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make a report fit for the line between parallel processes, which carries UTF-8 only."""
+    report = yield
+    report.sections = [(name, _encodable(text)) for name, text in report.sections]
+    if report.failed and str(report.longrepr) != _encodable(str(report.longrepr)):
+        report.longrepr = _encodable(str(report.longrepr))
+    return report
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+class OneEngine(LoadScopeScheduling):
+    """Gives each process one test after the other, and all tests in containers to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "containers" if "e2e/" in nodeid.partition("::")[0] else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneEngine:
+    return OneEngine(config, log)

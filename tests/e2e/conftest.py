@@ -18,10 +18,12 @@ REQUIRED = os.environ.get("CLR_E2E") == "required"
 PAIRS: pytest.StashKey[list[engine.Pair]] = pytest.StashKey()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.timeout(1200))  # the first one also waits for the images
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = [item for item in items if "/e2e/" in item.path.as_posix()]
-    for item in here:
-        item.add_marker(pytest.mark.timeout(1200))  # the first one also waits for the images
     if not here or engine.engine_answers():
         return
     if REQUIRED:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import pwd
+import random
 import shlex
 import shutil
 import signal
@@ -34,11 +36,16 @@ def wait_until(condition: Callable[[], T], seconds: float = 15.0, what: str = "t
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a TCP port of 127.0.0.1 that nobody listens on now.
+
+    It lies below the ports that the kernel gives to outgoing connections, so that none of these takes it meanwhile,
+    and by chance, so that tests that run side by side hardly ever choose the same.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def make_key(path: Path, *options: str, comment: str = "test-site") -> Path:
