@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("clr.adopt")
 
 MOVING = ".adopting"
-OURS = frozenset({"mirror", "items", "generations", "current", "basis", "pinned"})
+OURS = frozenset({"mirror", "items", "generations", "current", "basis", "damaged", "pinned"})
 OUR_FILES = frozenset({"status.json", "progress.json", "digests.json", "known_hosts"})
 
 

@@ -1,12 +1,14 @@
-"""Re-hashing what is published against the digests recorded when it was."""
+"""Re-hashing what is published against the digests recorded when it was. Only reads."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+import stat
 from typing import TYPE_CHECKING
 
+from clr_client.damages import Damage
 from clr_client.errors import ManifestError
 from clr_client.store import STATE
 from clr_client.vcsp.manifests import manifests
@@ -17,31 +19,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from clr_client.store import Store
-    from clr_client.vcsp.model import PublishedFile, PublishedLibrary
+    from clr_client.vcsp.model import PublishedFile, PublishedItem, PublishedLibrary
 
 _CHUNK = 1 << 20
 CHANGED = "is not what was published"
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A published file that is not what was published, and in what way. ``path`` is relative to the volume."""
-
-    path: str
-    reason: str
+UNREADABLE = "cannot be read"
+UNKNOWN = "is damaged, so digests are unknown until the next sync"
 
 
 def audit(store: Store, on_progress: Callable[[int, int], object] = lambda _done, _total: None) -> Iterator[Damage]:
     """Yield every damage of the published generation: manifests by what they say, files by their digests. Blocking.
 
-    :param on_progress: told the bytes read so far and the bytes there are.
+    No lock is needed: item trees do not change, and what a sync replaced or removed meanwhile is no damage.
+
+    :param on_progress: told the bytes read so far and the bytes there are; what it raises ends the audit.
     :raises ManifestError: nothing was ever published.
     """
     number = store.current_number()
     library = store.published()
     if library is None or number is None:
         raise ManifestError("nothing was ever published", "Run: clr sync")
-    yield from _audit_manifests(store, number, library)
+    for damage in _audit_manifests(store, number, library):
+        if store.current_number() == number:
+            yield damage
     total = sum(file.size for item in library.items for file in item.files)
     done = 0
 
@@ -53,45 +53,76 @@ def audit(store: Store, on_progress: Callable[[int, int], object] = lambda _done
     for item in library.items:
         for file in item.files:
             path = store.tree(item) / file.name
-            if reason := _flaw(path, file, advance):
-                yield Damage(path.relative_to(store.root).as_posix(), reason)
+            before = done
+            if (reason := flaw(path, file, advance)) and _is_published(store, item):
+                yield Damage(path.relative_to(store.root).as_posix(), reason, item.name)
+            if unread := before + file.size - done:
+                advance(unread)
+
+
+def _is_published(store: Store, item: PublishedItem) -> bool:
+    now = store.published()
+    return now is not None and any((item.id, item.version) == (other.id, other.version) for other in now.items)
 
 
 def _audit_manifests(store: Store, number: int, library: PublishedLibrary) -> Iterator[Damage]:
     folder = store.generations / str(number)
     if library.href_style == ADOPTED:
         path = folder / STATE
-        yield Damage(path.relative_to(store.root).as_posix(), "is damaged, so digests are unknown until the next sync")
+        yield Damage(path.relative_to(store.root).as_posix(), UNKNOWN)
         return
     texts = manifests(library)
     expected = {
-        folder / "lib.json": texts.lib,
-        folder / "items.json": texts.items,
-        **{store.tree(item) / "item.json": texts.item[item.id] for item in library.items},
+        folder / "lib.json": (texts.lib, ""),
+        folder / "items.json": (texts.items, ""),
+        **{store.tree(item) / "item.json": (texts.item[item.id], item.name) for item in library.items},
     }
-    for path, text in expected.items():
-        try:
-            # by meaning: another release may have written it with other spaces
-            flaw = "" if json.loads(path.read_bytes()) == json.loads(text) else CHANGED
-        except OSError as error:
-            flaw = f"cannot be read: {error.strerror}"
-        except ValueError:
-            flaw = CHANGED
-        if flaw:
-            yield Damage(path.relative_to(store.root).as_posix(), flaw)
+    for path, (text, name) in expected.items():
+        if reason := manifest_flaw(path, text):
+            yield Damage(path.relative_to(store.root).as_posix(), reason, name)
 
 
-def _flaw(path: Path, file: PublishedFile, advance: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    size = 0
+def manifest_flaw(path: Path, text: bytes) -> str:
+    """Say what is wrong with a manifest that shall mean the same as ``text``; empty when nothing is."""
     try:
-        with path.open("rb") as handle:
-            while chunk := handle.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                advance(len(chunk))
+        # by meaning: another release may have written it with other spaces
+        return "" if json.loads(path.read_bytes()) == json.loads(text) else CHANGED
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if size != file.size:
-        return f"has {size} bytes instead of {file.size}"
+        return f"{UNREADABLE}: {error.strerror}"
+    except (ValueError, RecursionError):
+        return CHANGED
+
+
+def flaw(path: Path, file: PublishedFile, advance: Callable[[int], None] = lambda _count: None) -> str:
+    """Say what is wrong with a file that shall be ``file``; empty when nothing is. A link is never followed.
+
+    The kernel forgets the file's pages before, so that the disk is what is read, and after, so that what readers need
+    stays in memory.
+
+    :param advance: told the bytes of each piece that was read.
+    """
+    digest = hashlib.sha256()
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                return "is not a regular file"
+            if info.st_size != file.size:
+                return f"has {info.st_size} bytes instead of {file.size}"
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            position = 0
+            while chunk := os.read(descriptor, _CHUNK):
+                digest.update(chunk)
+                os.posix_fadvise(descriptor, position, len(chunk), os.POSIX_FADV_DONTNEED)
+                position += len(chunk)
+                advance(len(chunk))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return f"{UNREADABLE}: {error.strerror}"
+    if position != file.size:
+        return f"has {position} bytes instead of {file.size}"
     return "" if file.digest in {"", f"sha256:{digest.hexdigest()}"} else CHANGED

@@ -69,6 +69,7 @@ class Store:
         self.progress = root / "progress.json"
         self.known_hosts = root / "known_hosts"
         self.digests = root / "digests.json"
+        self.damaged = root / "damaged"
         self.pin = root / "pinned"
         """Exists while a rollback keeps syncs from publishing; holds the generation rolled back to."""
         self._last_read: tuple[tuple[int, ...], PublishedLibrary] | None = None

@@ -17,12 +17,13 @@ from clr_client.content import checksums, ovf
 from clr_client.content.digests import hash_range, opened
 from clr_client.content.items import ignored
 from clr_client.content.names import flaw, fold
+from clr_client.disk import remedy
 from clr_client.errors import HeldError, StoreError
 from clr_client.text import printable
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from io import BufferedWriter
     from pathlib import Path
 
@@ -95,21 +96,24 @@ def unpack(
     destination: Path,
     *,
     expected: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
     stop: threading.Event | None = None,
 ) -> None:
     """Write an archive's files, mode 0644 and synced, into the empty folder ``destination``.
 
     The archive is verified again on the way; ``expected`` are the SHA-256 digests by name that it must have.
+    ``only`` are the names to write; None: all.
     On an error the folder holds an incomplete set, which the caller removes. Raises HeldError for an archive
     that is refused, StoreError if the files cannot be written.
     """
     try:
         folder = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise StoreError(f"cannot unpack into {printable(str(destination))}: {error.strerror}") from error
+        place = printable(str(destination))
+        raise StoreError(f"cannot unpack into {place}: {error.strerror}", remedy(error.errno)) from error
     try:
         with opened(archive) as (descriptor, info):
-            contents = _process(descriptor, info.st_size, folder, stop)
+            contents = _process(descriptor, info.st_size, folder, stop, only)
         found = {member.name: member.sha256 for member in contents.members}
         if expected is not None and found != dict(expected):
             raise HeldError("the archive is not the one that was verified")
@@ -118,7 +122,13 @@ def unpack(
         os.close(folder)
 
 
-def _process(descriptor: int, size: int, folder: int | None, stop: threading.Event | None) -> Contents:
+def _process(
+    descriptor: int,
+    size: int,
+    folder: int | None,
+    stop: threading.Event | None,
+    only: Collection[str] | None = None,
+) -> Contents:
     entries = _entries(descriptor, size)
     envelope = ovf.parse(_small(descriptor, entries[0], ovf.MAX_ENVELOPE))
     sizes = {entry.name: entry.size for entry in entries}
@@ -130,7 +140,13 @@ def _process(descriptor: int, size: int, folder: int | None, stop: threading.Eve
         listed = checksums.parse(_small(descriptor, manifest, checksums.MAX_MANIFEST))
     algorithms = checksums.wanted(listed, sizes)
     digests = {
-        entry.name: _member(descriptor, entry, {"sha256"} | algorithms.get(entry.name, set()), folder, stop)
+        entry.name: _member(
+            descriptor,
+            entry,
+            {"sha256"} | algorithms.get(entry.name, set()),
+            folder if only is None or entry.name in only else None,
+            stop,
+        )
         for entry in entries
     }
     warnings = () if manifest is None else checksums.compare(listed, digests, manifest.name)
@@ -175,7 +191,7 @@ def _writing(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"cannot unpack {name}: {error.strerror}") from error
+        raise StoreError(f"cannot unpack {name}: {error.strerror}", remedy(error.errno)) from error
 
 
 def _small(descriptor: int, entry: _Entry, limit: int) -> bytes:
