@@ -65,23 +65,22 @@ report_rsync() {
     esac
 }
 
-# Sessions write their lines into a fifo, because they may not write to this process's output; so does sshd, whose many
-# words about an ordinary visit, the healthcheck's among them, are left out. (UNKNOWN left before sshd asked for its address.)
+# Sessions write their lines into a fifo, because they may not write to this process's output, sshd its messages into a socket.
 start_log() {
-    rm -f "$run/log"
+    rm -f "$run/log" "$run/log.socket"
     mkfifo -m 622 "$run/log"
-    exec 3<>"$run/log"
-    LC_ALL=C grep -aEv --line-buffered \
-        -e '^(Connection from|Accepted key|Postponed publickey for|User child is on pid|Starting session:|Close session:) ' \
-        -e '^(Received disconnect from .*:11: disconnected by|Disconnected from) user' \
-        -e '^(Transferred: sent|Closing connection to|Connection (closed|reset) by (127\.0\.0\.1|UNKNOWN)) ' <&3 &
+    "$here/log-lines" "$run" &
     log=$!
+    until [ -S "$run/log.socket" ]; do
+        kill -0 "$log" 2>/dev/null || fail "log-lines does not run, see above"
+        sleep 0.05
+    done
 }
 
 start_sshd() {
     set -- -f "$here/sshd_config" -p "$port" -o "AuthorizedKeysFile=\"$run/authorized_keys\"" \
         -o "HostKey=\"$run/ssh_host_rsa_key\"" -o "HostKey=\"$run/ssh_host_ed25519_key\"" \
-        -o "MaxStartups=$sessions:30:$((2 * sessions))"
+        -o "MaxStartups=$((2 * sessions)):30:$((4 * sessions))" -o "PerSourceMaxStartups=$sessions"
     for option in ${CLR_SSHD_OPTIONS-}; do
         set -- -o "$option" "$@"
     done
@@ -90,9 +89,15 @@ start_sshd() {
     for option in KexAlgorithms=mlkem768x25519-sha256,sntrup761x25519-sha512,sntrup761x25519-sha512@openssh.com PerSourcePenalties=no; do
         ! /usr/sbin/sshd -t -o "$option" "$@" 2>/dev/null || set -- "$@" -o "$option"
     done
-    # Its log is opened so that a write never waits: when nobody takes the container's output, lines are lost and logins go on.
-    python3 -ISc 'import os, sys; os.set_blocking(2, False); os.execv(sys.argv[1], sys.argv[1:])' \
-        /usr/sbin/sshd -D -e "$@" 2>"$run/log" 3>&- &
+    # A write to its log never waits: when nobody takes the container's output, lines are lost and logins go on.
+    python3 -ISc 'if True:
+        import os, socket, sys
+        os.chdir(sys.argv[1])
+        log = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log.connect("log.socket")
+        log.setblocking(False)
+        os.dup2(log.fileno(), 2)
+        os.execv(sys.argv[2], sys.argv[2:])' "$run" /usr/sbin/sshd -D -e "$@" &
     sshd=$!
 }
 
@@ -107,26 +112,29 @@ stop() {
 
 check_settings
 mkdir -p "$run"
+mkdir -p "$run/sessions"
+chmod 1733 "$run/sessions"
 [ "$(id -u)" != 0 ] || mkdir -p /run/sshd
 make_account
 report_rsync
 "$here/host-keys" "$host_keys" "$run"
-"$here/authorize-keys" "$keys" "$run" "$library"
+"$here/authorize-keys" "$keys" "$run" "$library" "$sessions"
 trouble=$("$here/healthcheck" library) || say "warning: $trouble"
 start_log
 start_sshd
 # Removing a key's file shuts its site out within seconds, adding one lets it in; transfers that run are not cut off.
-"$here/authorize-keys" "$keys" "$run" "$library" "$sshd" 3>&- &
+"$here/authorize-keys" "$keys" "$run" "$library" "$sessions" "$sshd" "$log" &
 keeper=$!
 trap stop TERM INT
 say "serving $library on port $port; $sessions sites may log in at the same moment"
 
-# It ends when sshd does. Should it fail, then sshd must not go on letting in the keys of yesterday.
+# It ends when sshd or its log does. Should it fail, then sshd must not go on letting in the keys of yesterday.
 wait "$keeper" || say 'authorize-keys failed, so sshd is stopped'
+kill -0 "$log" 2>/dev/null || say 'log-lines failed, so sshd is stopped'
 kill "$sshd" 2>/dev/null || true
 code=0
 wait "$sshd" || code=$?
 sleep 0.2 # for its last words to come through
 say "sshd ended with exit code $code"
-kill "$log"
+kill "$log" 2>/dev/null || true
 exit 1

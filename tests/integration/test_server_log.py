@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.server import Server, descendants, make_key, wait_until
@@ -113,10 +114,9 @@ def test_a_log_that_nobody_reads_does_not_hold_up_a_transfer(library: Path, tmp_
     with Server(library, tmp_path / "s") as server:
         assert server.process is not None
         processes = {pid: Path(f"/proc/{pid}/stat") for pid in descendants(server.process.pid)}
-        readers = [pid for pid, stat in processes.items() if " (grep) " in stat.read_text()]
-        assert len(readers) == 1
-        os.kill(readers[0], signal.SIGSTOP)
-        wait_until(lambda: " (grep) T " in processes[readers[0]].read_text(), what="the reader to stand still")
+        (reader,) = (pid for pid, stat in processes.items() if " (log-lines) " in stat.read_text())
+        os.kill(reader, signal.SIGSTOP)
+        wait_until(lambda: " (log-lines) T " in processes[reader].read_text(), what="the reader to stand still")
         fifo = os.open(server.run_folder / "log", os.O_WRONLY | os.O_NONBLOCK)
         try:
             with pytest.raises(BlockingIOError):
@@ -125,4 +125,74 @@ def test_a_log_that_nobody_reads_does_not_hold_up_a_transfer(library: Path, tmp_
             subprocess.run(server.rsync("host:file", str(tmp_path)), check=True, timeout=30)
         finally:
             os.close(fifo)
-            os.kill(readers[0], signal.SIGCONT)
+            os.kill(reader, signal.SIGCONT)
+
+
+def test_nobody_is_let_in_when_nothing_is_logged_any_more(library: Path, tmp_path: Path) -> None:
+    with Server(library, tmp_path / "s") as server:
+        assert server.process is not None
+        processes = {pid: Path(f"/proc/{pid}/stat").read_text() for pid in descendants(server.process.pid)}
+        (reader,) = (pid for pid, stat in processes.items() if " (log-lines) " in stat)
+        os.kill(reader, signal.SIGKILL)
+        assert server.process.wait(timeout=20) == 1
+        assert "log-lines failed, so sshd is stopped" in server.log_text()
+
+
+QUIET: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+# What sshd itself refuses, before any command of ours runs, by what the log calls it
+REQUESTS = {
+    "pty-req": ["-tt", "host", "true"],
+    "auth-agent-req@openssh.com": ["-A", "host", "true"],
+    "x11-req": ["-X", "host", "true"],
+    "env request LD_PRELOAD": ["-o", "SetEnv=LD_PRELOAD=/tmp/x", "host", "true"],
+    "env request RSYNC_PROTECT_ARGS": ["-o", "SetEnv=RSYNC_PROTECT_ARGS=1", "host", "true"],
+    "local port forward: originator": ["-W", "127.0.0.1:9", "host"],
+    "tcpip-forward": ["-N", "-o", "ExitOnForwardFailure=yes", "-R", "9:127.0.0.1:9", "host"],
+    "streamlocal-forward@openssh.com": ["-N", "-o", "ExitOnForwardFailure=yes", "-R", "/tmp/clr:127.0.0.1:9", "host"],
+    "tun@openssh.com": ["-N", "-o", "ExitOnForwardFailure=yes", "-w", "any:any", "host"],
+    "subsystem request for sftp": ["-s", "host", "sftp"],
+    "subsystem request for no?2026-01-01T00:00:00+0000 serve-library: site=forged": [
+        *("-s", "host", "no\n2026-01-01T00:00:00+0000 serve-library: site=forged\x1b[31m")
+    ],
+}
+
+
+def test_what_sshd_refuses_is_one_printable_line_with_the_sites_name(library: Path, tmp_path: Path) -> None:
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(tmp_path / "agent")], stdout=subprocess.DEVNULL)
+    environment = os.environ | {"SSH_AUTH_SOCK": str(tmp_path / "agent"), "DISPLAY": ":99"}
+    identities = [make_key(tmp_path / name, comment=name) for name in ("oslo", "thief")]
+    try:
+        wait_until((tmp_path / "agent").exists)
+        with Server(library, tmp_path / "s", keys=[key.with_suffix(".pub") for key in identities]) as server:
+            subprocess.run(server.rsync("host:file", str(tmp_path), identity=identities[0]), check=True)
+            argvs = [[*server.ssh(identity=identities[1]), *words] for words in REQUESTS.values()]
+            clients = [subprocess.Popen(argv, env=environment, **QUIET) for argv in argvs]
+            for client in clients:
+                client.wait(timeout=60)
+            for what in REQUESTS:
+                line = f'sshd: site=thief address=127.0.0.1 refused request="{what}'
+                wait_until(lambda line=line: line in server.log_text(), what=f"{line} in {server.log_text()}")
+            assert "site=oslo address=127.0.0.1 refused" not in server.log_text()
+            assert server.log_text().count(" refused ") == len(REQUESTS)
+            assert not re.search(r"[^\n -~]", server.log_text())
+            assert "\n2026-01-01" not in server.log_text()
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
+def test_a_login_names_its_site(library: Path, tmp_path: Path) -> None:
+    identity = make_key(tmp_path / "id", comment="oslo")
+    with Server(library, tmp_path / "s", keys=[identity.with_suffix(".pub")]) as server:
+        subprocess.run(server.rsync("host:file", str(tmp_path), identity=identity), check=True)
+        assert re.search(r"^Accepted publickey for .* SHA256:\S+ site=oslo$", server.log_text(), re.MULTILINE)
+
+
+def test_a_flood_of_requests_does_not_push_the_past_out_of_the_log(library: Path, tmp_path: Path) -> None:
+    with Server(library, tmp_path / "s") as server:
+        variables = " ".join(f"FLOOD_{number}=1" for number in range(200))
+        subprocess.run([*server.ssh("-o", f"SetEnv={variables}"), "host", "true"], check=True, timeout=20)
+        wait_until(lambda: " end exit=0 " in server.log_text())
+        assert server.log_text().count(" refused ") == 20
+        assert 'refused request="more; ' in server.log_text()
