@@ -107,75 +107,111 @@ def test_a_new_name_gets_a_link_to_its_predecessor_and_the_mirror_stays(tree: Tr
     assert not tree.target.exists()
 
 
+def blocks(content: str) -> bytes:
+    """A block of rsync's for each character: 700 bytes, as in all small files."""
+    return b"".join(character.encode() * seed.LEAST_BLOCK for character in content)
+
+
 def test_what_arrived_is_joined_with_the_old_version_and_is_never_taken_for_the_whole_file(tree: Tree) -> None:
     tree.target.write_bytes(b"old version")
     published = tree.target.parent / "published"
     os.link(tree.target, published)
-    tree.partial.write_bytes(b"new, beg")
+    tree.partial.write_bytes(blocks("new"))
     tree.lay_out()
-    assert tree.target.read_bytes() == b"new, begold version"
+    assert tree.target.read_bytes() == blocks("new") + b"old version"
     assert int(tree.target.stat().st_mtime) == seed.NEVER
     assert published.read_bytes() == b"old version"
     assert tree.old.read_bytes() == b"old version"
     assert not tree.partial.exists()
-    assert tree.arrived() == len(b"new, beg")
+    assert tree.arrived() == 3 * seed.LEAST_BLOCK
+
+
+def test_what_rsync_cannot_match_is_left_out_so_that_the_old_versions_blocks_stay_where_they_were(tree: Tree) -> None:
+    tree.target.write_bytes(blocks("old"))
+    tree.partial.write_bytes(blocks("new") + b"the beginning of a block")
+    tree.lay_out()
+    assert tree.target.read_bytes() == blocks("newold")
+    assert not tree.partial.exists()
+
+
+def test_less_than_a_block_is_not_worth_a_join(tree: Tree) -> None:
+    tree.target.write_bytes(b"old")
+    tree.partial.write_bytes(b"n")
+    tree.lay_out()
+    assert tree.target.read_bytes() == b"old"
+    assert not tree.partial.exists()
 
 
 def test_a_second_cut_that_got_further_replaces_what_was_joined_and_a_shorter_one_does_not(tree: Tree) -> None:
     tree.target.write_bytes(b"old")
-    for kept in (b"0123", b"01", b"012345"):
-        tree.partial.write_bytes(kept)
+    for kept in ("0123", "01", "012345"):
+        tree.partial.write_bytes(blocks(kept))
         tree.lay_out()
-    assert tree.target.read_bytes() == b"012345old"
-    tree.partial.write_bytes(b"0")
+    assert tree.target.read_bytes() == blocks("012345") + b"old"
+    tree.partial.write_bytes(blocks("0"))
     tree.lay_out()
-    assert tree.target.read_bytes() == b"012345old"
-    assert tree.arrived() == 6
+    assert tree.target.read_bytes() == blocks("012345") + b"old"
+    assert tree.arrived() == 6 * seed.LEAST_BLOCK
 
 
 def test_a_new_version_that_came_between_two_cuts_is_not_taken_for_what_was_joined(tree: Tree) -> None:
     tree.target.write_bytes(b"v1")
-    tree.partial.write_bytes(b"v2, cut")
+    tree.partial.write_bytes(blocks("v2, cut"))
     tree.lay_out()
     whole = tree.target.with_name("arrived")
-    whole.write_bytes(b"v2, which is much longer than v1")
+    whole.write_bytes(blocks("v2, which is much longer than v1"))
     whole.rename(tree.target)
     assert tree.arrived() == 0
-    tree.partial.write_bytes(b"v3")
+    tree.partial.write_bytes(blocks("v3"))
     tree.lay_out()
-    assert tree.target.read_bytes() == b"v3v2, which is much longer than v1"
-    assert tree.arrived() == 2
+    assert tree.target.read_bytes() == blocks("v3v2, which is much longer than v1")
+    assert tree.arrived() == 2 * seed.LEAST_BLOCK
 
 
 def test_a_joined_file_whose_basis_was_lost_still_serves(tree: Tree) -> None:
     tree.target.write_bytes(b"old")
-    tree.partial.write_bytes(b"new")
+    tree.partial.write_bytes(blocks("new"))
     tree.lay_out()
     shutil.rmtree(tree.basis)
-    tree.partial.write_bytes(b"new 2")
+    tree.partial.write_bytes(blocks("new 2"))
     tree.lay_out()
-    assert tree.target.read_bytes() == b"new 2newold"
+    assert tree.target.read_bytes() == blocks("new 2new") + b"old"
 
 
 def test_a_new_file_that_was_cut_is_joined_with_its_predecessor(tree: Tree) -> None:
     other = tree.mirror / "older" / "disk.vmdk"
     other.parent.mkdir()
     other.write_bytes(b"old")
-    tree.partial.write_bytes(b"new")
+    tree.partial.write_bytes(blocks("new"))
     tree.lay_out("older/disk.vmdk")
-    assert tree.target.read_bytes() == b"newold"
+    assert tree.target.read_bytes() == blocks("new") + b"old"
     assert other.read_bytes() == b"old"
 
 
+@given(st.integers(0, 1 << 36), st.integers(0, 1 << 36))
+def test_a_join_keeps_whole_blocks_and_loses_hardly_more_than_one(partial: int, old: int) -> None:
+    useful = seed.whole_blocks(partial, old)
+    assert useful % seed.block_length(useful + old) == 0
+    assert partial - useful < 2 * seed.block_length(partial + old)
+
+
+@pytest.mark.parametrize(
+    ("size", "length"),  # the small ones as rsync 3.5.0 says with --debug=deltasum2
+    [(0, 700), (490_000, 700), (1_000_000, 1000), (60_000_000, 7744), (16 << 30, 131_072), (60 << 30, 131_072)],
+)
+def test_the_length_of_rsyncs_blocks(size: int, length: int) -> None:
+    assert seed.block_length(size) == length
+
+
 @settings(max_examples=50, deadline=None)
-@given(st.binary(min_size=1, max_size=50), st.lists(st.binary(max_size=60), min_size=1, max_size=6))
+@given(st.binary(min_size=1, max_size=50), st.lists(st.text("abc", max_size=60), min_size=1, max_size=6))
 def test_nothing_that_arrived_is_ever_lost(
-    tmp_path_factory: pytest.TempPathFactory, old: bytes, cuts: list[bytes]
+    tmp_path_factory: pytest.TempPathFactory, old: bytes, cuts: list[str]
 ) -> None:
     tree = Tree(tmp_path_factory.mktemp("seed"))
     tree.target.write_bytes(old)
     best = b""
-    for cut in cuts:
+    for cut in map(blocks, cuts):
         tree.partial.write_bytes(cut)
         tree.lay_out()
         best = max(best, cut, key=len)
@@ -203,9 +239,9 @@ def test_joining_works_where_the_file_system_cannot_share_bytes(
 
     monkeypatch.setattr(os, "copy_file_range", sometimes)
     tree.target.write_bytes(b"the old version")
-    tree.partial.write_bytes(b"what arrived")
+    tree.partial.write_bytes(blocks("what arrived") + b"rest")
     tree.lay_out()
-    assert tree.target.read_bytes() == b"what arrivedthe old version"
+    assert tree.target.read_bytes() == blocks("what arrived") + b"the old version"
 
 
 def test_a_full_volume_costs_the_old_version_but_neither_the_sync_nor_what_arrived(
@@ -214,13 +250,12 @@ def test_a_full_volume_costs_the_old_version_but_neither_the_sync_nor_what_arriv
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "copy_file_range", full)
-    monkeypatch.setattr(shutil, "copyfileobj", full)
+    monkeypatch.setattr(seed, "_append", full)
     tree.target.write_bytes(b"old")
-    tree.partial.write_bytes(b"new")
+    tree.partial.write_bytes(blocks("new"))
     tree.lay_out()
     assert tree.target.read_bytes() == b"old"
-    assert tree.partial.read_bytes() == b"new"
+    assert tree.partial.read_bytes() == blocks("new")
     assert [path.name for path in tree.basis.rglob(".new-*")] == []
     assert "No space left" in caplog.text
 

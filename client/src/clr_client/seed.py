@@ -14,8 +14,8 @@ rsync takes the file at the target's own path as basis, else the one at the same
 from __future__ import annotations
 
 import logging
+import math
 import os
-import shutil
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,10 @@ MOST_COMPARISONS = 50_000
 """A few seconds' work."""
 COMPARED = 200
 """Characters of a path, from its end, that are compared."""
+PIECE = 1 << 20
+LEAST_BLOCK = 700
+MOST_BLOCK = 128 * 1024
+"""Of rsync's blocks, in bytes (rsync.h: BLOCK_SIZE, MAX_BLOCK_SIZE)."""
 NEVER = 1
 """Modification time (seconds since the epoch) of joined files: no template's, so that none is taken for complete."""
 
@@ -100,20 +104,42 @@ def _is_joined(target: Path) -> bool:
 
 
 def _join(partial: Path, old: Path, target: Path) -> None:
-    """Make ``target`` the partial file followed by the old version, unless it holds more of the new file already."""
-    if partial.stat().st_size > _joined_bytes(target, old):
+    """Make ``target`` the partial file followed by the old version, unless it holds more of the new file already.
+
+    rsync matches whole blocks only. What the partial file has beyond its last whole one could not be used and would
+    move the old version's blocks, so it is left out.
+    """
+    old_size = old.stat().st_size
+    useful = whole_blocks(partial.stat().st_size, old_size)
+    if useful > _joined_bytes(target, old):
         unfinished = old.with_name(f"{UNFINISHED}{old.name}")
         try:
             with unfinished.open("wb") as joined:
-                for part in (partial, old):
+                for part, size in ((partial, useful), (old, old_size)):
                     with part.open("rb") as source:
-                        _append(source.fileno(), joined.fileno(), part.stat().st_size)
+                        _append(source.fileno(), joined.fileno(), size)
             os.utime(unfinished, (NEVER, NEVER))
             unfinished.rename(target)
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
     partial.unlink()
+
+
+def block_length(size: int) -> int:
+    """Return the length of the blocks, in bytes, in which rsync compares a basis file of ``size`` bytes.
+
+    Source: ``sum_sizes_sqroot`` in rsync's generator.c.
+    """
+    return min(max(math.isqrt(size) & ~7, LEAST_BLOCK), MOST_BLOCK)
+
+
+def whole_blocks(partial: int, old: int) -> int:
+    """Return how much of a partial file to put before an old version, both sizes in bytes: whole blocks of the two."""
+    useful = partial
+    while excess := useful % block_length(useful + old):
+        useful -= excess
+    return useful
 
 
 def _joined_bytes(target: Path, old: Path) -> int:
@@ -124,7 +150,7 @@ def _joined_bytes(target: Path, old: Path) -> int:
 
 
 def _append(source: int, target: int, size: int) -> None:
-    """Append ``size`` bytes, shared instead of copied where the file system can do that."""
+    """Append the next ``size`` bytes, shared instead of copied where the file system can do that."""
     try:
         while size > 0 and (copied := os.copy_file_range(source, target, size)):
             size -= copied
@@ -132,7 +158,9 @@ def _append(source: int, target: int, size: int) -> None:
         pass  # not on this file system, or not between these files
     if size > 0:
         with os.fdopen(os.dup(source), "rb") as rest, os.fdopen(os.dup(target), "ab") as joined:
-            shutil.copyfileobj(rest, joined)
+            while piece := rest.read(min(size, PIECE)):
+                joined.write(piece)
+                size -= len(piece)
 
 
 def arrived_bytes(
