@@ -227,7 +227,7 @@ def test_wrong_metadata_holds_the_item_with_the_reason(tmp_path):
     write(tmp_path, **{"vm/clr-item.toml": b"nmae = 'x'"})
     assert refusal(tmp_path, "vm") == "the metadata file has the unknown key nmae"
     write(tmp_path, **{"vm/clr-item.toml": b"#" * (65 << 10)})
-    assert refusal(tmp_path, "vm") == "clr-item.toml is larger than 64 KiB"
+    assert refusal(tmp_path, "vm") == "clr-item.toml is larger than 16 KiB"
 
 
 def test_unused_metadata_is_told_as_a_warning(tmp_path):

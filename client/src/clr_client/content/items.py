@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clr_client.content.names import display_name, flaw, fold
+from clr_client.disk import remedy
 from clr_client.errors import StoreError
 from clr_client.files import FileInfo
 from clr_client.text import printable
@@ -22,6 +23,8 @@ METADATA_NAME = "clr-item.toml"
 MAX_DEPTH = 32
 MAX_SEGMENT = 255
 """Bytes in one name, as most file systems have it."""
+MAX_PATH = 3 << 10
+"""Bytes in a file's path; Linux takes 4096 with those of the volume's own folders."""
 
 # Dotfiles and dotfolders, also rsync's temporary files; manifests, which are ours to write; what ext4 and
 # VMware leave behind; empty segments, which no listing has.
@@ -136,6 +139,8 @@ def _problem(key: str, files: tuple[FileInfo, ...]) -> str | None:
         return f"it lies more than {MAX_DEPTH} folders deep"
     if any(len(os.fsencode(segment)) > MAX_SEGMENT for file in files for segment in file.path.split("/")):
         return f"a name in its path is longer than {MAX_SEGMENT} bytes"
+    if any(len(os.fsencode(file.path)) > MAX_PATH for file in files):
+        return f"a file's path is longer than {MAX_PATH} bytes"
     if not SourceItem(key, files).default_name:
         return f'the name "{printable(key)}" is empty'
     seen: dict[str, str] = {}
@@ -172,7 +177,7 @@ def scan(root: Path) -> tuple[FileInfo, ...]:
             if folder and isinstance(error, FileNotFoundError):
                 continue  # gone since its parent was read
             place = printable(str(root / folder))
-            raise StoreError(f"cannot read the folder {place}: {error.strerror}") from error
+            raise StoreError(f"cannot read the folder {place}: {error.strerror}", remedy(error.errno)) from error
     return tuple(sorted(found))
 
 

@@ -11,8 +11,10 @@ from clr_client.content.names import MAX_NAME, flaw, units
 from clr_client.errors import HeldError
 from clr_client.text import printable
 
-MAX_METADATA = 64 << 10
+MAX_METADATA = 16 << 10
 """Largest metadata file read, in bytes."""
+MAX_DOTS = 500
+"""In one line: what tomllib does for a dotted key grows with the square of its parts."""
 MAX_DESCRIPTION = 2000
 """What vSphere accepts as a description, in characters (UTF-16 units)."""
 
@@ -38,6 +40,10 @@ def restore(text: str) -> Metadata:
 
 def parse(data: bytes) -> Metadata:
     """Read a metadata file. Raises HeldError that says what in it is wrong."""
+    if len(data) > MAX_METADATA:
+        raise HeldError(f"the metadata file is larger than {MAX_METADATA >> 10} KiB")
+    if any(line.count(b".") > MAX_DOTS for line in data.splitlines()):
+        raise HeldError(f"the metadata file has a line with more than {MAX_DOTS} dots")
     try:
         table = tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

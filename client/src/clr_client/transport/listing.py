@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from clr_client.errors import TransportError
 from clr_client.files import FileInfo
@@ -14,11 +15,15 @@ from clr_client.transport.runner import printable
 MAX_FILES = 1_000_000
 MAX_LINE = 64 << 10
 MAX_BYTES = 1 << 30
+MAX_SECONDS = 3600.0
+MAX_MEMORY = 1 << 30
+"""For rsync, which holds the whole listing before it prints the first line: five times what MAX_FILES need."""
 MAX_NOTES = 100
+MAX_SIZE = 2**63 - 1
 
 _ENTRY = re.compile(
-    rb"(?P<type>[-dlcbpsD?])[-rwxsStTl]{9}[.+@]? +(?P<size>-?[\d,]+) "
-    rb" *(?P<date>-?\d+/\d\d/\d\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d?) (?P<name>.*)",
+    rb"(?P<type>[-dlcbpsD?])[-rwxsStTl]{9}[.+@]? +(?P<size>-?[\d,]{1,30}) "
+    rb" *(?P<date>-?\d{1,12}/\d\d/\d\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d?) (?P<name>.*)",
     re.DOTALL,
 )
 _LOOKS_LIKE_ENTRY = re.compile(rb"[-dlcbpsD?][-rwxsStTl]{9}[.+@]? ")
@@ -74,7 +79,15 @@ class ListingParser:
             raise self._endless()
 
     def finish(self) -> tuple[FileInfo, ...]:
-        """The regular files, sorted by path. A last line without its end was cut, and is not used."""
+        """The regular files, sorted by path. A last line without its end was cut, and is not used.
+
+        :raises TransportError: a path is that of a file and of a folder; final.
+        """
+        # With NUL, which no path has, what lies below a path comes right after it.
+        for path, following in pairwise(sorted(path.replace("/", "\0") for path in self._files)):
+            if following.startswith(f"{path}\0"):
+                shown = path.replace("\0", "/")
+                raise TransportError(f"the server lists {shown!r} as a file and as a folder", retryable=False)
         return tuple(sorted(self._files.values()))
 
     def _line(self, line: bytes) -> None:
@@ -94,7 +107,7 @@ class ListingParser:
             return
         path, size = unescape(entry["name"]), int(entry["size"].replace(b",", b""))
         check_path(path)
-        if size < 0 or path in self._files:
+        if not 0 <= size <= MAX_SIZE or path in self._files:
             raise TransportError(f"the server's listing contradicts itself at {path!r}", retryable=False)
         seconds = int(entry["hour"]) * 3600 + int(entry["minute"]) * 60 + int(entry["second"])
         self._files[path] = FileInfo(path, size, _days(entry["date"]) * 86400 + seconds)

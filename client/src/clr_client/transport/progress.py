@@ -11,9 +11,9 @@ from clr_client.transport.listing import MAX_LINE, unescape
 # received.
 OUT_FORMAT = "%i %n"
 
-_PROGRESS = re.compile(rb" *(?P<done>[\d,]+) +\d+% +(?P<rate>\d+(?:\.\d+)?)(?P<unit>[kMGTP]?)B/s .*")
+_PROGRESS = re.compile(rb" *(?P<done>[\d,]{1,30}) +\d+% +(?P<rate>\d{1,15}(?:\.\d{1,9})?)(?P<unit>[kMGTP]?)B/s .*")
 _STARTED = re.compile(rb"[>c]f[^ ]{9} (?P<name>.+)", re.DOTALL)
-_NUMBER = re.compile(rb"(Literal data|Matched data|Total bytes sent|Total bytes received): ([\d,]+)(?: bytes)?")
+_NUMBER = re.compile(rb"(Literal data|Matched data|Total bytes sent|Total bytes received): ([\d,]{1,30})(?: bytes)?")
 _UNITS = {b"": 1, b"k": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40, b"P": 1 << 50}
 
 
@@ -63,4 +63,4 @@ class ProgressParser:
 
 
 def _number(text: bytes) -> int:
-    return int(text.replace(b",", b""))
+    return int(text.replace(b",", b"") or b"0")

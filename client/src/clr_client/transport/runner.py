@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -26,6 +27,9 @@ _NEVER = timedelta(0)
 CAPTURE_LIMIT = 1 << 20
 CAPTURE_SECONDS = 120.0
 STDERR_LINES = 100
+STDERR_LIMIT = 64 << 20
+TOO_MUCH = "the server sends more than it listed"
+LOOK_AT_SERVER = "Look at the server: do its files grow just now, or is it no longer the one that was set up?"
 LINE_LENGTH = 1000
 
 
@@ -53,7 +57,15 @@ def printable(line: bytes) -> str:
     return text.printable(line[:LINE_LENGTH].decode("utf-8", "surrogateescape"))
 
 
-async def run(argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[bytes], None], idle: timedelta) -> Ended:
+async def run(
+    argv: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    on_output: Callable[[bytes], None],
+    idle: timedelta,
+    memory: int = MEMORY_LIMIT,
+    most_written: int | None = None,
+) -> Ended:
     """Run a program until it ends; feed it ``stdin``, hand each piece of its stdout to ``on_output``.
 
     However this ends, no process of the program's group is left: SIGTERM, so that rsync keeps what arrived as
@@ -62,8 +74,10 @@ async def run(argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[b
     :param idle: longest time without a sign of life: output, or a byte read by a member of the group that is
         not ssh (its keep-alive messages are answered by the server's sshd, whatever the server's rsync does).
         Zero: no limit.
+    :param memory: address space that each process of the program may take, in bytes.
+    :param most_written: bytes that all of them but ssh may write, to files, pipes and sockets.
     :raises TransportError: not installed (final), or silent for longer than ``idle`` and a margin, in which
-        rsync's own ``--timeout`` has the first word (retryable).
+        rsync's own ``--timeout`` has the first word (retryable), or more than ``STDERR_LIMIT`` on stderr (final), or wrote more than it may.
     :raises Exception: whatever ``on_output`` raises.
     """
     loop = asyncio.get_running_loop()
@@ -76,9 +90,11 @@ async def run(argv: Sequence[str], *, stdin: bytes = b"", on_output: Callable[[b
     group = transport.get_pid()
     try:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            resource.prlimit(group, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+            resource.prlimit(group, resource.RLIMIT_AS, (memory, memory))
+            if most_written is not None:
+                resource.prlimit(group, resource.RLIMIT_FSIZE, (most_written, most_written))
         _feed(transport, stdin)
-        await _outcome(child, group, idle.total_seconds())
+        await _outcome(child, group, idle.total_seconds(), most_written)
         await _end(child, group)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE_SECONDS):
@@ -124,6 +140,7 @@ class _Child(asyncio.SubprocessProtocol):
         self.closed = asyncio.Event()
         self.failure: Exception | None = None
         self.received = 0
+        self._said = 0
         self._open = {1, 2}
         self._lines: deque[bytes] = deque(maxlen=STDERR_LINES)
         self._line = b""
@@ -134,12 +151,18 @@ class _Child(asyncio.SubprocessProtocol):
             *lines, rest = (self._line + data.replace(b"\r", b"\n")).split(b"\n")
             self._lines.extend(line for line in lines if line.strip())
             self._line = rest[:LINE_LENGTH]
+            self._said += len(data)
+            if self._said > STDERR_LIMIT:
+                self._fail(TransportError(f"the server wrote more than {STDERR_LIMIT} bytes of messages", retryable=False))
         elif self.failure is None:
             try:
                 self.on_output(data)
             except Exception as error:  # noqa: BLE001 - whatever it is, it ends the run and is raised there
-                self.failure = error
-                self.outcome.set()
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = self.failure or error
+        self.outcome.set()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
         self._open.discard(fd)
@@ -161,19 +184,19 @@ def _feed(transport: asyncio.SubprocessTransport, stdin: bytes) -> None:
         pipe.write_eof()
 
 
-async def _outcome(child: _Child, group: int, idle: float) -> None:
+async def _outcome(child: _Child, group: int, idle: float, most_written: int | None) -> None:
     """Wait until the child has ended or its output was refused."""
-    if not idle:
-        await child.outcome.wait()
-        return
     loop = asyncio.get_running_loop()
-    limit = idle + min(max(idle / 10, 1.0), 30.0)
+    limit = idle + min(max(idle / 10, 1.0), 30.0) if idle else math.inf
     life, since = (-1, -1), loop.time()
     while not child.outcome.is_set():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(limit / 4, 5.0)):
                 await child.outcome.wait()
-        now = (child.received, _bytes_read(group))
+        read, written = _bytes_moved(group)
+        if most_written is not None and written > most_written:
+            raise TransportError(f"{TOO_MUCH}: {written:,} bytes until now", LOOK_AT_SERVER)
+        now = (child.received, read)
         if now != life:
             life, since = now, loop.time()
         elif loop.time() - since > limit and not child.outcome.is_set():
@@ -231,12 +254,13 @@ def _members(group: int) -> list[Path]:
     return found
 
 
-def _bytes_read(group: int) -> int:
-    """Bytes that the group's processes other than ssh have read so far, from files, pipes and sockets."""
-    total = 0
+def _bytes_moved(group: int) -> tuple[int, int]:
+    """Bytes that the group's processes other than ssh have read and written so far: files, pipes and sockets."""
+    read = written = 0
     for process in _members(group):
         with contextlib.suppress(OSError):
             if (process / "comm").read_bytes().strip() != b"ssh":
                 counters = (process / "io").read_bytes().split()
-                total += int(counters[counters.index(b"rchar:") + 1])
-    return total
+                read += int(counters[counters.index(b"rchar:") + 1])
+                written += int(counters[counters.index(b"wchar:") + 1])
+    return read, written

@@ -8,8 +8,9 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clr_client.errors import TransportError
 from clr_client.transport.failure import DENIED, failure, source_failure
-from clr_client.transport.listing import Listing, ListingParser, check_path
+from clr_client.transport.listing import MAX_MEMORY, MAX_SECONDS, Listing, ListingParser, check_path
 from clr_client.transport.progress import Progress, ProgressParser, Started
 from clr_client.transport.rsync import INCOMPLETE, fetch_argv, list_argv
 from clr_client.transport.runner import run
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from clr_client.errors import TransportError
     from clr_client.transport.runner import Ended
     from clr_client.transport.ssh import Link
 
@@ -50,7 +50,11 @@ async def list_source(link: Link) -> Listing:
     :raises TransportError: no listing could be had; ``retryable`` if a minute's wait may mend that.
     """
     parser = ListingParser()
-    ended = await run(list_argv(link), on_output=parser.feed, idle=link.idle_timeout)
+    try:
+        async with asyncio.timeout(MAX_SECONDS):
+            ended = await run(list_argv(link), on_output=parser.feed, idle=link.idle_timeout, memory=MAX_MEMORY)
+    except TimeoutError:
+        raise TransportError(f"the server {link.peer} did not end its listing within {MAX_SECONDS:.0f} s") from None
     if ended.code not in (0, *INCOMPLETE):
         raise await _failure(ended, link)
     files = parser.finish()
@@ -66,6 +70,7 @@ async def fetch(
     *,
     basis: Path | None,
     bandwidth: str,
+    most_bytes: int | None = None,
     on_progress: Callable[[Progress], None],
     on_file: Callable[[str], None] = lambda path: None,  # noqa: ARG005
 ) -> Transfer:
@@ -76,6 +81,7 @@ async def fetch(
     :param basis: folder laid out like ``mirror`` with likely predecessors of files that ``mirror`` does not
         have yet. rsync builds on one file: a partial one, else the old version, else the predecessor.
     :param bandwidth: rsync's --bwlimit: KiB per second or with a suffix, ``0`` for no limit.
+    :param most_bytes: bytes that may be written here; a transfer that goes on is ended.
     :param on_file: called with a path once its new content lies in ``mirror``, while the next one is
         arriving.
     :raises HostKeyError: the server's key is not the one known.
@@ -88,12 +94,14 @@ async def fetch(
         check_path(path)
     if not paths:
         return Transfer(0, 0, 0, 0, complete=True, problems=())
-    arrivals = _Arrivals(mirror, await asyncio.to_thread(_inodes, mirror, paths), on_progress, on_file)
+    before = await asyncio.to_thread(_inodes, mirror, paths)
+    arrivals = _Arrivals(mirror, before, on_progress, on_file)
     ended = await run(
         fetch_argv(link, mirror, basis, bandwidth),
         stdin=b"".join(os.fsencode(path) + b"\0" for path in paths),
         on_output=arrivals.feed,
         idle=link.idle_timeout,
+        most_written=most_bytes,
     )
     if ended.code not in (0, *INCOMPLETE):
         raise await _failure(ended, link)
