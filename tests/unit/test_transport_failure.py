@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from clr_client.errors import HostKeyError, TransportError
 from clr_client.transport import rsync_warning
-from clr_client.transport.failure import failure
+from clr_client.transport.failure import disk_failure, failure
 from clr_client.transport.runner import Ended, printable
 from test_transport_argv import LINK
 
@@ -86,10 +87,25 @@ def test_a_command_that_rrsync_refuses_is_final() -> None:
     assert "option -L" in error.message
 
 
-def test_a_full_volume_is_said_to_be_full() -> None:
-    error = explain(11, 'rsync: [receiver] write failed on "/m/a": No space left on device (28)')
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ('rsync: [receiver] write failed on "/m/a": No space left on device (28)', "Make room"),
+        ('rsync: [generator] recv_generator: mkdir "/m/a" failed: No space left on device (28)', "Make room"),
+        ('rsync: [receiver] mkstemp "/m/.a.Ab3dE9" failed: Disk quota exceeded (122)', "quota"),
+        ('rsync: [receiver] mkstemp "/m/.a.Ab3dE9" failed: Read-only file system (30)', "writable"),
+        ('rsync: [receiver] read errors mapping "/m/a": Input/output error (5)', "failing"),
+    ],
+)
+def test_trouble_with_the_volume_here_is_told_from_trouble_at_the_server(line: str, remedy: str) -> None:
+    error = explain(11, line)
     assert not error.retryable
-    assert "full" in error.message
+    assert line.removeprefix("rsync: ") in error.message
+    assert remedy in error.remedy
+    assert disk_failure(["some other line", line]) is not None
+    theirs = re.sub(r"receiver|generator", "sender", line)
+    assert disk_failure([theirs]) is None
+    assert disk_failure(['rsync: [generator] stat "/m/a (5)" failed: Permission denied (13)']) is None
 
 
 def test_control_characters_of_the_server_never_reach_a_terminal() -> None:

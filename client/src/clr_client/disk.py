@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 UNFINISHED = ".new-"
 """How names of unfinished files and folders begin; the next run clears them away."""
 
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system answers that has no links of the kind asked for."""
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file and force it to disk."""
@@ -46,7 +49,7 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
+        if error.errno not in (*NO_LINKS, errno.EMLINK, errno.EXDEV):
             raise
         shutil.copyfile(source, target, follow_symlinks=False)
     handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
@@ -66,6 +69,11 @@ def remove(path: Path) -> None:
 
 def unusable(root: Path, error: OSError, what: str = "the library volume") -> StoreError:
     """Say what is wrong with the volume and what to do."""
+    return StoreError(f"{what} {root} cannot be used: {error}", remedy(error.errno))
+
+
+def remedy(number: int | None) -> str:
+    """Return what to do about a volume that answers with the error ``number`` (errno); may be empty."""
     remedies = {
         errno.ENOSPC: "Make room on the volume; what was published is still served",
         errno.EDQUOT: "Raise the quota; what was published is still served",
@@ -74,4 +82,4 @@ def unusable(root: Path, error: OSError, what: str = "the library volume") -> St
         errno.EPERM: "Give its owner to the user that the client runs as (SYNCER_UID)",
         errno.EIO: "The disk is failing; what was published is still served",
     }
-    return StoreError(f"{what} {root} cannot be used: {error}", remedies.get(error.errno or 0, ""))
+    return remedies.get(number or 0, "")

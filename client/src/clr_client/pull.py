@@ -216,15 +216,22 @@ async def _list(job: Job, pulled: Pulled, link: Link) -> None:
 
 def _guard(job: Job, pulled: Pulled) -> None:
     plan = pulled.plan
-    archives = sum(file.size for file in plan.fetch if file.suffix == ".ova")
     guard(
         plan,
         published=len(job.published.items) if job.published else 0,
         limit=job.settings.sync_max_delete,
-        needed_bytes=plan.bytes - _arrived(job, pulled) + archives + RESERVE_BYTES if plan.fetch else 0,
+        needed_bytes=_needed(job, pulled) if plan.fetch else 0,
         free_bytes=job.store.free_bytes(),
         allow_deletes=job.allow_deletes,
     )
+
+
+def _needed(job: Job, pulled: Pulled) -> int:
+    """Bytes that the volume has to take until the plan is published: what is still to come, and files beside it."""
+    plan = pulled.plan
+    unpacked = sum(file.size for file in plan.fetch if file.suffix == ".ova")
+    copied = 0 if job.store.shares_files() else plan.bytes - unpacked
+    return plan.bytes - _arrived(job, pulled) + unpacked + copied + RESERVE_BYTES
 
 
 def _say_how_to_pin(job: Job, link: Link, known: tuple[str, ...]) -> None:

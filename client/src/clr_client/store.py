@@ -18,15 +18,15 @@ import fcntl
 import json
 import logging
 import os
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from clr_client import moments
-from clr_client.disk import UNFINISHED, link, remove, sync_folder, unusable, write_file
+from clr_client.disk import NO_LINKS, UNFINISHED, link, remove, sync_folder, unusable, write_file
 from clr_client.errors import HeldError, LockedError, ManifestError, StoreError, TreeError
 from clr_client.moments import Moment
 from clr_client.readable import link_names, read_links
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("clr.store")
 
 STATE = ".state.json"
+RESERVE_BYTES = 128 * 1024
 PUBLISHED = ".published.json"
 """When a generation was published, hence when the one before it was replaced."""
 
@@ -70,6 +71,8 @@ class Store:
         self.known_hosts = root / "known_hosts"
         self.digests = root / "digests.json"
         self.damaged = root / "damaged"
+        self.reserve = root / ".reserve"
+        """Space that is given up so that the reason of a failure on a full volume can still be written down."""
         self.pin = root / "pinned"
         """Exists while a rollback keeps syncs from publishing; holds the generation rolled back to."""
         self._last_read: tuple[tuple[int, ...], PublishedLibrary] | None = None
@@ -86,7 +89,8 @@ class Store:
             handle = (self.root / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise unusable(self.root, error) from error
-        with handle:
+        with ExitStack() as stack:
+            stack.callback(_close, handle)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -113,10 +117,48 @@ class Store:
             for folder in (self.root, self.generations):
                 for left in folder.glob(f"{UNFINISHED}*"):
                     remove(left)
+            if not self.current.is_symlink():
+                self._try_links()
             self._settle_current()
             self._clear_trees(self.generation_numbers())
         except OSError as error:
             raise unusable(self.root, error) from error
+        if not self.reserve.exists():
+            with suppress(OSError):  # a full volume; it has what it needs or will say what it lacks
+                write_file(self.reserve, bytes(RESERVE_BYTES))
+
+    def _try_links(self) -> None:
+        """Refuse a file system on which nothing could be published, before anything is fetched for it.
+
+        :raises StoreError: it has no symbolic links, or does not follow them.
+        """
+        trial = self.generations / f"{UNFINISHED}link"
+        try:
+            trial.symlink_to("../items")
+            found = trial.is_dir()
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            found = False
+        finally:
+            trial.unlink(missing_ok=True)
+        if not found:
+            raise StoreError(
+                f"the file system of the library volume {self.root} has no symbolic links, by which a library is"
+                " published",
+                "Use one that has: ext4, XFS and Btrfs do; FAT and exFAT do not",
+            )
+
+    def shares_files(self) -> bool:
+        """Whether a file can have a second name here; without hard links an item tree takes copies, and their space."""
+        trial = self.root / f"{UNFINISHED}lock"
+        try:
+            trial.unlink(missing_ok=True)
+            os.link(self.root / ".lock", trial)
+            trial.unlink()
+        except OSError as error:
+            return error.errno not in NO_LINKS
+        return True
 
     def _settle_current(self) -> None:
         """Drop generations that a killed run made but never published, and find a lost ``current`` again."""
@@ -403,6 +445,11 @@ class Store:
         """Return how many bytes the volume can still take for an ordinary user."""
         room = os.statvfs(self.root)
         return room.f_bavail * room.f_frsize
+
+
+def _close(handle: IO[str]) -> None:
+    with suppress(OSError):  # a failing disk; what was to be said about it was said
+        handle.close()
 
 
 def _discard(folder: Path) -> None:

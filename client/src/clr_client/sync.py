@@ -175,9 +175,18 @@ def _record(store: Store, report: Report) -> None:
         number = store.current_number()
         library = describe_library(store) if number is not None else None
         report = dataclasses.replace(report, generation=number)
-        replace_file(store.status, statuses.dump(statuses.load(store.status).after(report, library)))
+        _write_down(store, statuses.dump(statuses.load(store.status).after(report, library)))
     except (OSError, ClrError) as error:
         log.warning("the status file cannot be written: %s", error)
+
+
+def _write_down(store: Store, status: bytes) -> None:
+    """Write the status file; on a full volume at the cost of the reserve."""
+    try:
+        replace_file(store.status, status)
+    except OSError:
+        store.reserve.unlink()
+        replace_file(store.status, status)
 
 
 def describe_library(store: Store) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import TYPE_CHECKING
 
+from clr_client.disk import remedy
 from clr_client.errors import HostKeyError, TransportError
 from clr_client.transport.rsync import EXIT_TEXTS, REMOTE_SHELL_FAILED, RETRYABLE, STREAM_BROKE
 
@@ -21,7 +23,9 @@ _UNKNOWN = re.compile(r"No \S+ host key is known for|Host key verification faile
 _SHOWN_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _REFUSED_BY_RRSYNC = re.compile(r"rrsync error:")
 _NO_SSH = re.compile(r"Failed to exec ssh")
-_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+# rsync names the side in whose process something failed; here that is the receiver or the generator.
+_DISK_ERRORS = "|".join(str(number) for number in (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT))
+_OUR_DISK = re.compile(rf"rsync: (?!\[sender).*\((?P<number>{_DISK_ERRORS})\)\s*")
 
 
 def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -> TransportError:
@@ -45,12 +49,8 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
         )
     if _NO_SSH.search(text):
         return TransportError("ssh is not installed", "Install it", retryable=False)
-    if _NO_SPACE.search(text):
-        return TransportError(
-            f"the library volume is full: {_last(ended.stderr)}",
-            "Make room on the library volume",
-            retryable=False,
-        )
+    if error := disk_failure(ended.stderr):
+        return error
     if ended.code < 0:
         return TransportError(f"rsync was killed by signal {-ended.code}{_with(ended.stderr)}")
     meaning = EXIT_TEXTS.get(ended.code, "unknown error")
@@ -58,6 +58,22 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
         f"rsync from {peer} ended with code {ended.code} ({meaning}){_with(ended.stderr)}",
         retryable=ended.code in RETRYABLE,
     )
+
+
+def disk_failure(lines: Sequence[str]) -> TransportError | None:
+    """The error for an rsync that could not write to the library volume, or read from it; None if it could.
+
+    Where files cannot even be begun, rsync goes on with the next and ends with status 23, as for an unreadable
+    file at the server.
+    """
+    for line in lines:
+        if found := _OUR_DISK.fullmatch(line):
+            return TransportError(
+                f"the library volume cannot be used: {line.removeprefix('rsync: ')}",
+                remedy(int(found["number"])),
+                retryable=False,
+            )
+    return None
 
 
 def source_failure(ended: Ended, link: Link) -> TransportError:

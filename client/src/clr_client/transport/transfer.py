@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clr_client.errors import TransportError
-from clr_client.transport.failure import DENIED, failure, source_failure
+from clr_client.transport.failure import DENIED, disk_failure, failure, source_failure
 from clr_client.transport.listing import MAX_MEMORY, MAX_SECONDS, Listing, ListingParser, check_path
 from clr_client.transport.progress import Progress, ProgressParser, Started
 from clr_client.transport.rsync import INCOMPLETE, fetch_argv, list_argv
@@ -105,6 +105,8 @@ async def fetch(
     )
     if ended.code not in (0, *INCOMPLETE):
         raise await _failure(ended, link)
+    if error := disk_failure(ended.stderr):
+        raise error
     absent = arrivals.finish()
     problems = [*ended.stderr, *(f"{path!r} did not arrive" for path in absent)]
     numbers = arrivals.parser.numbers
