@@ -30,6 +30,7 @@ SANDBOX = "sandbox; default-src 'none'"
 PLAIN_TEXT = "text/plain; charset=utf-8"
 NOT_PUBLISHED = json.dumps({"status": "TRANSFERRING", "progress": 0, "message": ""}) + "\n"
 RETRY_AFTER = "30"
+CONDITIONS = ["If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since", "If-Range", "Range"]
 HEADER_TIMEOUT = "15s"
 # The own CA's certificates live long, because vSphere pins them by thumbprint: each renewal must be accepted by hand.
 CA_NAME = "Content Library Rsync"
@@ -151,18 +152,32 @@ def _library(settings: Settings, password_hash: str) -> list[Route]:
         ),
         {
             "match": [{"path": MANIFESTS}],
-            # Caddy 2.6 tells two manifests of one second and one size apart by nothing, so never answer 304.
+            # Caddy 2.6 tells two manifests of one second and one size apart by nothing, so they are always sent whole:
+            # no 304, and no range that continues another generation's manifest.
             "handle": [
                 _headers(
-                    request={"delete": ["If-None-Match", "If-Modified-Since"]},
-                    response={"set": {"Cache-Control": ["no-cache"]}, "delete": ["Etag"], "deferred": True},
+                    request={"delete": CONDITIONS},
+                    response={
+                        "set": {"Cache-Control": ["no-cache"]},
+                        "delete": ["Etag", "Accept-Ranges"],
+                        "deferred": True,
+                    },
                 ),
                 _files(),
             ],
             "terminal": True,
         },
         {"match": [{"path": ITEM_TREES}], "handle": [_files()], "terminal": True},
-        {"handle": [_set({"Cache-Control": ["no-cache"]}), _files()]},
+        # Under a readable name the next version may be the older file, which If-Modified-Since takes for the same.
+        {
+            "handle": [
+                _headers(
+                    request={"delete": ["If-None-Match", "If-Modified-Since"]},
+                    response={"set": {"Cache-Control": ["no-cache"]}},
+                ),
+                _files(),
+            ]
+        },
     ]
 
 
@@ -201,7 +216,7 @@ def _not_published() -> Route:
         "match": [{"file": {"root": ".", "try_files": ["/progress.json"]}}],
         "handle": [
             _headers(
-                request={"delete": ["If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since", "Range"]},
+                request={"delete": CONDITIONS},
                 response={"delete": ["Etag", "Last-Modified", "Accept-Ranges"], "deferred": True},
             ),
             {"handler": "rewrite", "uri": "/progress.json"},
