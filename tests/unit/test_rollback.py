@@ -175,7 +175,7 @@ def test_a_full_volume_is_told_as_one(volume: Volume, monkeypatch: pytest.Monkey
     def full(_path: Path, _data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clr_client.rollback.replace_file", full)
+    monkeypatch.setattr("clr_client.store.replace_file", full)
     with pytest.raises(StoreError, match="Make room"):
         back(volume, 1)
     assert volume.store.current_number() == 3

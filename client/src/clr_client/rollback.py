@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from clr_client.disk import replace_file, unusable
+from clr_client.disk import replace_file, sync_folder, unusable
 from clr_client.errors import ClrError, ManifestError
 from clr_client.reporting import status as statuses
 from clr_client.store import TreeSource
@@ -59,14 +59,12 @@ def _roll_back(settings: Settings, store: Store, number: int | None) -> int:
     )
     if library is before and before != current:
         library = dataclasses.replace(before, version=current.version + 1)
-    was_pinned = store.pin.exists()
-    replaced = 0 if library == current else here
-    replace_file(store.pin, f"{target} {replaced}\n".encode())
+    store.keep_to(target, 0 if library == current else here)
     try:
         return here if library == current else store.publish(library, _sources(store, library, wanted))
     except ClrError:
-        if not was_pinned:
-            store.pin.unlink()
+        with suppress(OSError):  # else the next run forgets it
+            store.settle_pin()
         raise
 
 
@@ -82,10 +80,17 @@ def _before(store: Store, here: int) -> int:
 
 
 def release(store: Store) -> bool:
-    """Let syncs publish again; whether they were kept from it."""
+    """Let syncs publish again; whether they were kept from it.
+
+    :raises StoreError: the volume cannot be written to; they are still kept from it.
+    """
     with store.locked("rollback"):
         was_pinned = store.pin.exists()
-        store.pin.unlink(missing_ok=True)
+        try:
+            store.pin.unlink(missing_ok=True)
+            sync_folder(store.root)
+        except OSError as error:
+            raise unusable(store.root, error) from error
         return was_pinned
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from clr_client import moments
-from clr_client.disk import NO_LINKS, UNFINISHED, link, remove, sync_folder, unusable, write_file
+from clr_client.disk import NO_LINKS, UNFINISHED, link, remove, replace_file, sync_folder, unusable, write_file
 from clr_client.errors import HeldError, LockedError, ManifestError, StoreError, TreeError
 from clr_client.moments import Moment
 from clr_client.readable import link_names, read_links
@@ -120,6 +120,7 @@ class Store:
             if not self.current.is_symlink():
                 self._try_links()
             self._settle_current()
+            self.settle_pin()
             self._clear_trees(self.generation_numbers())
         except OSError as error:
             raise unusable(self.root, error) from error
@@ -234,11 +235,33 @@ class Store:
 
         A rollback that was killed before it published anything does not count.
         """
+        return next((target for target, _ in self._pins()), None)
+
+    def keep_to(self, target: int, replaced: int) -> None:
+        """Note a rollback to generation ``target`` before its library is published.
+
+        It counts as soon as ``replaced`` is not the published generation any more; until then the one before it does.
+        """
+        _write_pins(self.pin, [(target, replaced), *self._pins()[:1]])
+
+    def settle_pin(self) -> None:
+        """Forget a rollback that never published anything, so that what is published next does not count as its."""
+        text = self.pin.read_bytes() if self.pin.exists() else None
+        pins = self._pins()[:1]
+        if text is not None and not pins:
+            self.pin.unlink()
+            sync_folder(self.root)
+        elif text is not None and len(text.splitlines()) > 1:
+            _write_pins(self.pin, pins)
+
+    def _pins(self) -> list[tuple[int, int]]:
+        """Read which rollbacks count, newest first: the generation each is to, and the one that it replaced."""
         try:
-            target, before = (int(word) for word in self.pin.read_text(encoding="ascii").split())
+            lines = self.pin.read_text(encoding="ascii").splitlines()
+            pins = [(int(target), int(replaced)) for target, replaced in (line.split() for line in lines)]
         except (OSError, ValueError):
-            return None
-        return None if before == self.current_number() else target
+            return []
+        return [pin for pin in pins if pin[1] != self._linked_number()]
 
     def running_since(self) -> str:
         """Say since when a run holds the volume; empty when none does."""
@@ -450,6 +473,10 @@ class Store:
 def _close(handle: IO[str]) -> None:
     with suppress(OSError):  # a failing disk; what was to be said about it was said
         handle.close()
+
+
+def _write_pins(path: Path, pins: list[tuple[int, int]]) -> None:
+    replace_file(path, "".join(f"{target} {replaced}\n" for target, replaced in pins).encode())
 
 
 def _discard(folder: Path) -> None:

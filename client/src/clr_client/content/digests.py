@@ -11,6 +11,7 @@ import stat
 import threading
 from typing import TYPE_CHECKING
 
+from clr_client.disk import UNFINISHED
 from clr_client.errors import HeldError
 from clr_client.text import printable
 
@@ -92,7 +93,7 @@ class DigestCache:
                 return
             files = list(self._files.items())
             self._changed = False
-        temporary = path.with_name(f".{path.name}.new")
+        temporary = path.with_name(f"{UNFINISHED}{path.name}")
         try:
             with temporary.open("w", encoding="ascii") as stream:
                 stream.write(json.dumps(_HEADER) + "\n")

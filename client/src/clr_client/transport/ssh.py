@@ -6,19 +6,18 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import os
 import re
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clr_client.disk import replace_file
 from clr_client.errors import HostKeyError, TransportError
 from clr_client.transport.runner import capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import timedelta
+    from pathlib import Path
 
     from clr_client.values import Peer
 
@@ -214,12 +213,7 @@ def _remember(known_hosts: Path, peer: Peer, keys: Sequence[tuple[str, str]]) ->
     if after == before:
         return
     try:
-        handle, name = tempfile.mkstemp(dir=known_hosts.parent, prefix=f".{known_hosts.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write("".join(f"{line}\n" for line in after))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(known_hosts)
+        replace_file(known_hosts, "".join(f"{line}\n" for line in after).encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise TransportError(f"{known_hosts} cannot be written: {error.strerror}", retryable=False) from None
 
