@@ -18,6 +18,7 @@ import fcntl
 import json
 import logging
 import os
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from clr_client.disk import NO_LINKS, UNFINISHED, link, remove, replace_file, sy
 from clr_client.errors import HeldError, LockedError, ManifestError, StoreError, TreeError
 from clr_client.moments import Moment
 from clr_client.readable import link_names, read_links
+from clr_client.transport.runner import inheriting
 from clr_client.vcsp import record
 from clr_client.vcsp.manifests import manifests
 from clr_client.vcsp.model import ADOPTED
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clr.store")
 
+ORPHAN_SECONDS = 10.0
 STATE = ".state.json"
 RESERVE_BYTES = 128 * 1024
 PUBLISHED = ".published.json"
@@ -81,6 +84,9 @@ class Store:
     def locked(self, trigger: str) -> Iterator[None]:
         """Hold the volume for one run. The kernel frees the lock when the process ends, however it ends.
 
+        A second lock is held by the programs of the run too: what a killed run left at work is waited for, so that
+        nothing else ever writes to the volume.
+
         :raises LockedError: another run holds it; says since when.
         :raises StoreError: the volume cannot be written to.
         """
@@ -104,7 +110,31 @@ class Store:
             with suppress(OSError):  # a full volume: then nobody is told since when
                 os.ftruncate(handle.fileno(), 0)
                 os.write(handle.fileno(), json.dumps(since).encode())
-            yield
+            with self._alone():
+                yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for the rsync of a killed run, which ends by itself; the programs of this one are waited for likewise."""
+        try:
+            handle = (self.root / ".lock-rsync").open("ab")
+        except OSError as error:
+            raise unusable(self.root, error) from error
+        with handle:
+            deadline = time.monotonic() + ORPHAN_SECONDS
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise LockedError(
+                            "an rsync of a run that was killed is still at work on the library volume",
+                            "It ends by itself; if it does not, its disk hangs",
+                        ) from None
+                    time.sleep(0.05)
+            with inheriting(handle.fileno()):
+                yield
 
     def prepare(self) -> None:
         """Make the folders and clear away what a killed run left unfinished.

@@ -7,8 +7,10 @@ import contextlib
 import math
 import os
 import resource
+import shutil
 import signal
 from collections import deque
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ from clr_client import text
 from clr_client.errors import TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 GRACE_SECONDS = 5.0
@@ -31,6 +33,7 @@ STDERR_LIMIT = 64 << 20
 TOO_MUCH = "the server sends more than it listed"
 LOOK_AT_SERVER = "Look at the server: do its files grow just now, or is it no longer the one that was set up?"
 LINE_LENGTH = 1000
+_inherited: ContextVar[tuple[int, ...]] = ContextVar("inherited", default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,18 @@ class Ended:
 
     code: int
     stderr: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def inheriting(descriptor: int) -> Iterator[None]:
+    """Let the programs that are run meanwhile inherit an open file, and so the lock on it: flock(2) ties a lock to the
+    open file, so it lasts until the last of them is gone, also when this process is killed.
+    """
+    token = _inherited.set((*_inherited.get(), descriptor))
+    try:
+        yield
+    finally:
+        _inherited.reset(token)
 
 
 def environment() -> dict[str, str]:
@@ -69,7 +84,7 @@ async def run(
     """Run a program until it ends; feed it ``stdin``, hand each piece of its stdout to ``on_output``.
 
     However this ends, no process of the program's group is left: SIGTERM, so that rsync keeps what arrived as
-    partial files, and SIGKILL after ``GRACE_SECONDS``.
+    partial files, and SIGKILL after ``GRACE_SECONDS``. If this process is killed, the kernel sends the SIGTERM.
 
     :param idle: longest time without a sign of life: output, or a byte read by a member of the group that is
         not ssh (its keep-alive messages are answered by the server's sshd, whatever the server's rsync does).
@@ -81,12 +96,17 @@ async def run(
     :raises Exception: whatever ``on_output`` raises.
     """
     loop = asyncio.get_running_loop()
-    try:
-        transport, child = await loop.subprocess_exec(
-            lambda: _Child(on_output), *argv, env=environment(), cwd="/", start_new_session=True
-        )
-    except FileNotFoundError:
-        raise TransportError(f"{argv[0]} is not installed", "Install it", retryable=False) from None
+    if shutil.which(argv[0], path=environment()["PATH"]) is None:
+        raise TransportError(f"{argv[0]} is not installed", "Install it", retryable=False)
+    transport, child = await loop.subprocess_exec(
+        lambda: _Child(on_output),
+        *_tied(),
+        *argv,
+        env=environment(),
+        cwd="/",
+        start_new_session=True,
+        pass_fds=_inherited.get(),
+    )
     group = transport.get_pid()
     try:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -107,6 +127,12 @@ async def run(
             await _end(child, group)
         finally:
             transport.close()
+
+
+def _tied() -> list[str]:
+    """What to start a program with that the kernel is to end when this process is killed."""
+    setpriv = shutil.which("setpriv", path=environment()["PATH"])
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
 async def capture(argv: Sequence[str]) -> tuple[int, str, str]:
