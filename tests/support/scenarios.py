@@ -289,18 +289,19 @@ def hold_against(bench: Bench, good: Reference) -> None:
     witness.see(bench.before)
     served = bench.served()
     witness.see(served)
-    shown = [_shown(stage) for stage in good.stages]
-    assert _shown(served) in shown, "neither the old nor the new library is served"
-    end = good.end if _shown(served) == shown[-1] else good.end_without
+    stages = [shown(stage) for stage in good.stages]
+    assert shown(served) in stages, "neither the old nor the new library is served"
+    end = good.end if shown(served) == stages[-1] else good.end_without
     for _ in range(2):
         bench.do(bench.scenario.again, expect_success=True)
         witness.see(bench.served())
-    assert _shown(witness.last) == _shown(end.served), "the next run ends with another library"
+    assert shown(witness.last) == shown(end.served), "the next run ends with another library"
     differing = sorted(set(listing(bench.library).items()) ^ set(end.listing.items()))
     assert not differing, f"the volume is not that of an undisturbed run: {differing}"
 
 
-def _shown(served: Served | None) -> object:
+def shown(served: Served | None) -> object:
+    """Return what of a library does not depend on chance and clock."""
     return served and (served.contents, served.versions)
 
 

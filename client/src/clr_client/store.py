@@ -117,10 +117,11 @@ class Store:
     def _alone(self) -> Iterator[None]:
         """Wait for the rsync of a killed run, which ends by itself; the programs of this one are waited for likewise."""
         try:
-            handle = (self.root / ".lock-rsync").open("ab")
+            handle = (self.root / ".lock-rsync").open("a+", encoding="utf-8")
         except OSError as error:
             raise unusable(self.root, error) from error
-        with handle:
+        with ExitStack() as stack:
+            stack.callback(_close, handle)
             deadline = time.monotonic() + ORPHAN_SECONDS
             while True:
                 try:
@@ -133,8 +134,8 @@ class Store:
                             "It ends by itself; if it does not, its disk hangs",
                         ) from None
                     time.sleep(0.05)
-            with inheriting(handle.fileno()):
-                yield
+            stack.enter_context(inheriting(handle.fileno()))
+            yield
 
     def prepare(self) -> None:
         """Make the folders and clear away what a killed run left unfinished.
