@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import os
 import signal
 from collections.abc import Generator
 
@@ -9,7 +10,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # How long one example takes says something about the machine, not about the code.
 settings.register_profile("clr", deadline=None)
-settings.load_profile("clr")
+settings.register_profile("long", deadline=None, max_examples=20_000)
+settings.load_profile("long" if os.environ.get("CLR_FULL") == "1" else "clr")
 
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

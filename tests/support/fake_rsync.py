@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 PROTOCOL = 29
 SEED = 1
@@ -270,7 +270,7 @@ def md4(data: bytes) -> bytes:
     state = [0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476]
     mask = 0xFFFFFFFF
     padded = data + b"\x80" + bytes(-(len(data) + 9) % 64) + struct.pack("<Q", len(data) * 8)
-    rounds = (
+    rounds: tuple[tuple[Callable[[int, int, int], int], int, tuple[int, ...], Iterable[int]], ...] = (
         (lambda x, y, z: (x & y) | (~x & z), 0, (3, 7, 11, 19), range(16)),
         (
             lambda x, y, z: (x & y) | (x & z) | (y & z),

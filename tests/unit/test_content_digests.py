@@ -179,7 +179,7 @@ def test_a_small_file_over_its_limit_is_not_read(tmp_path, monkeypatch):
         read_small(tmp_path / "f", 1024)
 
 
-HEADER = b'"content-library-rsync digests 1"\n'
+HEADER = b'"content-library-rsync digests 2"\n'
 
 
 @pytest.mark.parametrize(

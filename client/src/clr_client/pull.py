@@ -40,6 +40,9 @@ PASSES = 2
 LONGEST_BACKOFF = 600.0
 CONFIRM_SECONDS = 120.0
 RESERVE_BYTES = 16 * 1024 * 1024
+MOST_TIMES, MOST_PER_FILE, MOST_BEYOND = 3, 16 * 1024, 64 * 1024 * 1024
+"""A transfer ends when rsync has written three times what was listed, and these bytes: files grow while they are read,
+a damaged one comes twice, and names are written too, but a server that sends without end must not fill the volume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +219,8 @@ async def _list(job: Job, pulled: Pulled, link: Link) -> None:
 
 def _guard(job: Job, pulled: Pulled) -> None:
     plan = pulled.plan
+    if plan.fetch and _needed(job, pulled) > job.store.free_bytes():
+        _drop_useless(job, plan)
     guard(
         plan,
         published=len(job.published.items) if job.published else 0,
@@ -224,6 +229,14 @@ def _guard(job: Job, pulled: Pulled) -> None:
         free_bytes=job.store.free_bytes(),
         allow_deletes=job.allow_deletes,
     )
+
+
+def _drop_useless(job: Job, plan: Plan) -> None:
+    """Remove partial files of what is not wanted any more, and those that cannot be the beginning of what is."""
+    sizes = {file.path: file.size for file in plan.fetch}
+    for path, partial in transport.partials(job.store.mirror).items():
+        if partial.stat().st_size > sizes.get(path, -1):
+            partial.unlink()
 
 
 def _needed(job: Job, pulled: Pulled) -> int:
@@ -279,6 +292,7 @@ async def _transfer(job: Job, pulled: Pulled, link: Link) -> None:
         store.mirror,
         basis=store.basis if store.basis.is_dir() else None,
         bandwidth=job.settings.sync_max_bw,
+        most_bytes=MOST_TIMES * plan.bytes + len(plan.fetch) * MOST_PER_FILE + MOST_BEYOND,
         on_progress=show,
     )
     pulled.count(transfer)

@@ -547,5 +547,5 @@ def _holder(lock: str) -> str:
     try:
         content = json.loads(Path(lock).read_text(encoding="utf-8"))
         return f"{content['since']} ({content['trigger']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "a moment ago"

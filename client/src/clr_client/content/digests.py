@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import threading
+import zlib
 from typing import TYPE_CHECKING
 
 from clr_client.disk import UNFINISHED
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clr.content")
 
-_HEADER = "content-library-rsync digests 1"
+_HEADER = "content-library-rsync digests 2"
 _BUFFER = 1 << 20
 """hashlib releases the interpreter's lock while it works on a buffer of this many bytes."""
 
@@ -48,9 +49,10 @@ class DigestCache:
         with contextlib.suppress(OSError, ValueError), path.open(encoding="ascii") as stream:
             if json.loads(stream.readline()) == _HEADER:
                 for line in stream:
-                    with contextlib.suppress(ValueError, TypeError, RecursionError):
-                        name, entry = json.loads(line)
-                        cache._files[str(name)] = str(entry)
+                    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+                        name, entry, check = json.loads(line)
+                        if check == _check(name, entry):
+                            cache._files[name] = entry
         return cache
 
     def get(self, path: str | Path, info: os.stat_result | None = None) -> dict[str, str]:
@@ -97,7 +99,7 @@ class DigestCache:
         try:
             with temporary.open("w", encoding="ascii") as stream:
                 stream.write(json.dumps(_HEADER) + "\n")
-                stream.writelines(json.dumps(entry) + "\n" for entry in files)
+                stream.writelines(json.dumps([*entry, _check(*entry)]) + "\n" for entry in files)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
@@ -111,6 +113,11 @@ class DigestCache:
             return self._files[name].startswith(_identity(os.lstat(name)))
         except (OSError, ValueError):
             return False
+
+
+def _check(name: str, entry: str) -> int:
+    """What tells a line that was damaged since it was written."""
+    return zlib.crc32(f"{name}\n{entry}".encode("utf-8", "surrogatepass"))
 
 
 def _identity(info: os.stat_result) -> str:

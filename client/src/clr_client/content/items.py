@@ -137,10 +137,8 @@ def _problem(key: str, files: tuple[FileInfo, ...]) -> str | None:
             return f'the name "{printable(path)}" {reason}'
     if len(segments) > MAX_DEPTH:
         return f"it lies more than {MAX_DEPTH} folders deep"
-    if any(len(os.fsencode(segment)) > MAX_SEGMENT for file in files for segment in file.path.split("/")):
-        return f"a name in its path is longer than {MAX_SEGMENT} bytes"
-    if any(len(os.fsencode(file.path)) > MAX_PATH for file in files):
-        return f"a file's path is longer than {MAX_PATH} bytes"
+    if (reason := _too_long(files)) is not None:
+        return reason
     if not SourceItem(key, files).default_name:
         return f'the name "{printable(key)}" is empty'
     seen: dict[str, str] = {}
@@ -148,6 +146,15 @@ def _problem(key: str, files: tuple[FileInfo, ...]) -> str | None:
         other = seen.setdefault(fold(file.name), file.name)
         if other != file.name:
             return f'"{other}" and "{file.name}" differ only by case or Unicode form'
+    return None
+
+
+def _too_long(files: tuple[FileInfo, ...]) -> str | None:
+    paths = [os.fsencode(file.path) for file in files]
+    if any(len(segment) > MAX_SEGMENT for path in paths for segment in path.split(b"/")):
+        return f"a name in its path is longer than {MAX_SEGMENT} bytes"
+    if any(len(path) > MAX_PATH for path in paths):
+        return f"a file's path is longer than {MAX_PATH} bytes"
     return None
 
 

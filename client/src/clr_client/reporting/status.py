@@ -110,7 +110,7 @@ def _plain(report: Report) -> dict[str, Any]:
 def load(path: Path) -> Status:
     """Read the status; a missing or damaged one is an empty one, since nothing depends on it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = _shallow(json.loads(path.read_text(encoding="utf-8")))
         return Status(
             published=bool(data.get("published")),
             library={str(name): value for name, value in (data.get("library") or {}).items()},
@@ -121,9 +121,18 @@ def load(path: Path) -> Status:
         )
     except FileNotFoundError:
         return Status()
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         log.warning("%s cannot be read (%s); the history of runs starts anew", path, error)
         return Status()
+
+
+def _shallow(value: Any, levels: int = 8) -> Any:  # noqa: ANN401 - any JSON
+    """Return a JSON value; ValueError if it is nested deeper than a status ever is."""
+    if not levels:
+        raise ValueError("nested too deeply")
+    for member in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _shallow(member, levels - 1)
+    return value
 
 
 def _entries(values: Iterable[Any], type_: type[Held | Report]) -> tuple[dict[str, Any], ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from clr_client.disk import remedy
 from clr_client.errors import HostKeyError, TransportError
 from clr_client.transport.rsync import EXIT_TEXTS, REMOTE_SHELL_FAILED, RETRYABLE, STREAM_BROKE
+from clr_client.transport.runner import LOOK_AT_SERVER, TOO_MUCH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,12 @@ _UNKNOWN = re.compile(r"No \S+ host key is known for|Host key verification faile
 _SHOWN_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _REFUSED_BY_RRSYNC = re.compile(r"rrsync error:")
 _NO_SSH = re.compile(r"Failed to exec ssh")
+_TOO_LARGE = re.compile(rf"write failed on .*\({errno.EFBIG}\)")
+# What rsync says when it refuses what a server sends (flist.c, io.c).
+_HOSTILE = re.compile(
+    r"ABORTING due to (unsafe pathname|invalid path)|ERROR: rejecting \w+ file-list name|invalid file mode"
+    r"|file-length is negative|overflow: xflags"
+)
 # rsync names the side in whose process something failed; here that is the receiver or the generator.
 _DISK_ERRORS = "|".join(str(number) for number in (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT))
 _OUR_DISK = re.compile(rf"rsync: (?!\[sender).*\((?P<number>{_DISK_ERRORS})\)\s*")
@@ -51,6 +58,12 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
         return TransportError("ssh is not installed", "Install it", retryable=False)
     if error := disk_failure(ended.stderr):
         return error
+    if _TOO_LARGE.search(text):
+        return TransportError(f"{TOO_MUCH}{_with(ended.stderr)}", LOOK_AT_SERVER)
+    if _HOSTILE.search(text):
+        return TransportError(
+            f"the server {peer} sends what no honest server would{_with(ended.stderr)}", LOOK_AT_SERVER, retryable=False
+        )
     if ended.code < 0:
         return TransportError(f"rsync was killed by signal {-ended.code}{_with(ended.stderr)}")
     meaning = EXIT_TEXTS.get(ended.code, "unknown error")

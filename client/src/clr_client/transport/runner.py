@@ -92,7 +92,8 @@ async def run(
     :param memory: address space that each process of the program may take, in bytes.
     :param most_written: bytes that all of them but ssh may write, to files, pipes and sockets.
     :raises TransportError: not installed (final), or silent for longer than ``idle`` and a margin, in which
-        rsync's own ``--timeout`` has the first word (retryable), or more than ``STDERR_LIMIT`` on stderr (final), or wrote more than it may.
+        rsync's own ``--timeout`` has the first word (retryable), said more than ``STDERR_LIMIT`` bytes on stderr
+        (final), or wrote more than it may (retryable).
     :raises Exception: whatever ``on_output`` raises.
     """
     loop = asyncio.get_running_loop()
@@ -179,7 +180,8 @@ class _Child(asyncio.SubprocessProtocol):
             self._line = rest[:LINE_LENGTH]
             self._said += len(data)
             if self._said > STDERR_LIMIT:
-                self._fail(TransportError(f"the server wrote more than {STDERR_LIMIT} bytes of messages", retryable=False))
+                told = f"the server sent more than {STDERR_LIMIT} bytes of messages"
+                self._fail(TransportError(told, retryable=False))
         elif self.failure is None:
             try:
                 self.on_output(data)
