@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from clr_client.content.items import group, scan
 from clr_client.vcsp.subscriber import Subscriber, check
 from support.site import Site
-from support.templates import fake_template, replace
+from support.source import Source, digest
+from support.templates import fake_template
 from support.webserver import serving
 
 if TYPE_CHECKING:
@@ -34,54 +31,6 @@ def library(tmp_path: Path) -> Path:
 @pytest.fixture
 def site(server: Server, tmp_path: Path) -> Site:
     return Site(tmp_path / "site", server, SYNC_MAX_DELETE="100%")
-
-
-class Source:
-    """Random changes of a library at the primary site."""
-
-    def __init__(self, library: Path, seed: int) -> None:
-        self.library = library
-        self.random = random.Random(seed)
-        self.count = 0
-
-    def change(self) -> str:
-        """Make one change; return what it was."""
-        self.count += 1
-        templates = sorted(path.parent for path in self.library.rglob("*.ovf"))
-        kinds = ["add", "update", "touch", "iso", "describe"]
-        if len(templates) > 2:
-            kinds += ["remove", "rename", "add file"]
-        kind = self.random.choice(kinds)
-        chosen = self.random.choice(templates) if templates else self.library
-        if kind == "add":
-            fake_template(self.library / f"new {self.count}", disk_bytes=self.random.randrange(1000, 50_000))
-        elif kind == "update":
-            name = next(chosen.glob("*.ovf")).stem
-            fake_template(chosen, name=name, disk_bytes=self.random.randrange(1000, 50_000), revision=self.count)
-        elif kind == "touch":
-            next(chosen.glob("*.ovf")).touch()
-        elif kind == "iso":
-            replace(self.library / f"disc-{self.random.randrange(3)}.iso", self.random.randbytes(5000))
-        elif kind == "describe":
-            replace(chosen / "clr-item.toml", f'description = "change {self.count}"\n'.encode())
-        elif kind == "remove":
-            shutil.rmtree(chosen)
-        elif kind == "rename":
-            chosen.rename(chosen.with_name(f"renamed {self.count}"))
-        elif kind == "add file":
-            (chosen / f"notes-{self.count}.txt").write_text(str(self.count))
-        return f"{kind} {chosen.relative_to(self.library)}"
-
-    def content(self) -> dict[str, dict[str, str]]:
-        """Return the digest of each file of each item, by names."""
-        return {
-            item.default_name: {file.name: digest(self.library / file.path) for file in item.files}
-            for item in group(scan(self.library))
-        }
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("seed", [1])
