@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
