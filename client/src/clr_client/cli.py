@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 PARTIAL_EXIT = 6
 PROBLEMS_EXIT = 4
 SIGNALLED_EXIT = 128
-MEND = (
-    "the next sync writes manifests anew; to mend a file, remove its folder below items/ and its file below mirror/,"
-    " then: clr sync"
-)
 
 Result = TypeVar("Result")
 
@@ -299,17 +295,26 @@ def schedule(count: int) -> None:
 
 
 @main.command()
-def verify() -> NoReturn:
-    """Hash everything published and hold it against the recorded digests."""
-    from clr_client.audit import audit
+@click.option("--repair", is_flag=True, help="Mend at once what is damaged, with the server's help where needed.")
+def verify(repair: bool) -> NoReturn:
+    """Hash everything published and hold it against the recorded digests.
 
-    _, store = _answering()
+    What is damaged is mended by the next sync, or at once with --repair. Syncs may go on meanwhile.
+    """
+    from clr_client.verification import verify as read
+
+    loaded = _working() if repair else _answering()[0]
     with bar("verifying") as advance:
-        found = list(audit(store, advance))
-    for damage in found:
-        click.echo(f"{printable(damage.path)}: {damage.reason}")
-    click.echo(f"{len(found)} damaged; {MEND}" if found else "all is as published")
-    sys.exit(PROBLEMS_EXIT if found else 0)
+        done = _finish(read(loaded, trigger="hand", repairing=repair, on_progress=advance))
+    for damage in done.damaged if not repair else ():  # else the log says it
+        click.echo(printable(str(damage)))
+    if repair:
+        click.echo(done.summary)
+    elif done.found:
+        click.echo(f"{len(done.found)} damaged; the next sync mends it, or at once: clr verify --repair")
+    else:
+        click.echo("all is as published")
+    sys.exit(PROBLEMS_EXIT if done.damaged else 0)
 
 
 @main.command()

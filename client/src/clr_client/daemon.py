@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import signal
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,13 +21,17 @@ from clr_client.errors import ClrError, LockedError
 from clr_client.settings import PREFIXES
 from clr_client.sync import synchronise
 from clr_client.text import span
+from clr_client.verification import verify as verify_library
 from clr_client.web import caddy
 from clr_client.web.health import BEAT, heartbeat
 from clr_client.web.site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
+    from clr_client.reporting.status import Verification
+    from clr_client.schedule import Schedule
     from clr_client.settings import Settings
 
 log = logging.getLogger("clr.daemon")
@@ -48,8 +53,18 @@ class Sync(Protocol):
         ...
 
 
+class Verify(Protocol):
+    """One verification; raises ClrError for what is expected to go wrong."""
+
+    def __call__(
+        self, settings: Settings, *, trigger: str, free: threading.Event, turn: AbstractAsyncContextManager[object]
+    ) -> Awaitable[Verification]:
+        """Read while ``free`` is set, mend while holding ``turn``."""
+        ...
+
+
 async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = None) -> int:
-    """Serve at once, sync now, then sync on schedule until a signal ends it. Returns the exit code.
+    """Serve at once, sync now, then sync and verify on schedule until a signal ends it. Returns the exit code.
 
     :raises ClrError: it cannot even start: no server named, or the web server cannot be run at all.
     """
@@ -87,6 +102,8 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
             asyncio.create_task(_for_ever(site.watch, "certificate watch")),
             asyncio.create_task(_for_ever(work.go, "schedule")),
         ]
+        if settings.verify_schedule:
+            tasks.append(asyncio.create_task(_for_ever(work.keep_verifying, "schedule of verifications")))
         await stopping.wait()
         for task in tasks:
             task.cancel()
@@ -103,8 +120,9 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
 
 
 class Work:
-    """The schedule: runs in sequence, never two at once, and none made up for.
+    """The schedules: syncs in sequence, never two at once, and none made up for; and so with verifications.
 
+    A verification reads for hours. It pauses while a sync runs, and only what it has to mend waits for its turn.
     ``asked`` is set to have a sync now, or right after the one that is running.
     """
 
@@ -114,9 +132,15 @@ class Work:
         sync: Sync,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         slice_: float = SLICE,
+        verify: Verify = verify_library,
     ) -> None:
-        self.settings, self.sync, self.now, self.slice = settings, sync, now, slice_
+        self.settings, self.sync, self.now, self.slice, self.verify = settings, sync, now, slice_, verify
         self.asked = asyncio.Event()
+        self.turn = asyncio.Lock()
+        """Held by the sync that runs, or by a verification that mends."""
+        self.free = threading.Event()
+        """Set while no sync runs."""
+        self.free.set()
         self.skipped = 0
         """Scheduled runs that fell into another run."""
         self._capped = False
@@ -128,27 +152,49 @@ class Work:
             trigger, self._trigger = self._trigger, "schedule"
             started = self.now()
             await self._sync(trigger)
-            self._count_skipped(started)
+            self.skipped += self._skipped(self.settings.sync_schedule, started, "syncs")
             self._trigger = await self.due()
+
+    async def keep_verifying(self) -> None:
+        """Verify on schedule, for ever."""
+        schedule = self.settings.verify_schedule
+        while schedule:
+            await self._until(schedule, "verification", self._sleep)
+            started = self.now()
+            await self._verify()
+            self._skipped(schedule, started, "verifications")
 
     async def due(self) -> str:
         """Wait until the next sync is due, and return what triggers it: schedule, or hand."""
+        next_run = await self._until(self.settings.sync_schedule, "sync", self._asked_within)
+        if next_run is None or (self.settings.sync_delay and await self._delayed(next_run)):
+            return "hand"
+        return "schedule"
+
+    async def _until(
+        self, schedule: Schedule, what: str, asked_within: Callable[[float], Awaitable[bool]]
+    ) -> datetime | None:
+        """Wait until a run is due, and return when that was; None when asked to run at once."""
         reference = self.now()
-        next_run = self._next(reference)
-        log.info("the next sync is due %s", self._local(next_run))
+        next_run = self._next(schedule, reference)
+        log.info("the next %s is due %s", what, self._local(next_run))
         while (remaining := (next_run - self.now()).total_seconds()) > 0:
-            if await self._asked_within(min(remaining, self.slice)):
-                return "hand"
+            if await asked_within(min(remaining, self.slice)):
+                return None
             now = self.now()
             if now < reference - STEP_BACK:
-                next_run = self._next(now)
-                log.warning("the clock was set back; the next sync is due %s", self._local(next_run))
+                next_run = self._next(schedule, now)
+                log.warning("the clock was set back; the next %s is due %s", what, self._local(next_run))
             reference = now
-        return "hand" if self.settings.sync_delay and await self._delayed(next_run) else "schedule"
+        return next_run
+
+    async def _sleep(self, seconds: float) -> bool:
+        await asyncio.sleep(seconds)
+        return False
 
     async def _delayed(self, due: datetime) -> bool:
         """Wait a random time, so that sites do not start together. True when asked to sync at once."""
-        interval = (self._next(due) - due).total_seconds()
+        interval = (self._next(self.settings.sync_schedule, due) - due).total_seconds()
         longest = float(self.settings.sync_delay_max_seconds)
         if longest > interval:
             if not self._capped:
@@ -172,27 +218,44 @@ class Work:
 
     async def _sync(self, trigger: str) -> None:
         """Run one sync; whatever goes wrong in it is logged, and the next one may do better."""
-        self.asked.clear()
-        log.info("sync starts (%s)", trigger)
+        async with self.turn:
+            self.asked.clear()
+            log.info("sync starts (%s)", trigger)
+            self.free.clear()
+            try:
+                await self.sync(self.settings, trigger=trigger)
+            except LockedError as error:
+                log.warning("sync skipped: %s", error)
+            except ClrError as error:
+                log.error("sync failed: %s", error)
+            except Exception:
+                log.exception("sync failed unexpectedly; please report this")
+            finally:
+                self.free.set()
+
+    async def _verify(self) -> None:
+        """Verify once; whatever goes wrong in it is logged, and the next one may do better."""
+        log.info("verification starts")
         try:
-            await self.sync(self.settings, trigger=trigger)
-        except LockedError as error:
-            log.warning("sync skipped: %s", error)
+            done = await self.verify(self.settings, trigger="schedule", free=self.free, turn=self.turn)
         except ClrError as error:
-            log.error("sync failed: %s", error)
+            log.error("verification failed: %s", error)
         except Exception:
-            log.exception("sync failed unexpectedly; please report this")
+            log.exception("verification failed unexpectedly; please report this")
+        else:
+            log.log(logging.WARNING if done.found else logging.INFO, "verification: %s", done.summary)
 
-    def _count_skipped(self, started: datetime) -> None:
+    def _skipped(self, schedule: Schedule, started: datetime, what: str) -> int:
+        """Count the runs that were due while one ran."""
         ended, count, instant = self.now(), 0, started
-        while count < MOST_COUNTED and (instant := self._next(instant)) <= ended:
+        while count < MOST_COUNTED and (instant := self._next(schedule, instant)) <= ended:
             count += 1
-        self.skipped += count
         if count:
-            log.warning("%d scheduled syncs were skipped while this one ran", count)
+            log.warning("%d scheduled %s were skipped while this one ran", count, what)
+        return count
 
-    def _next(self, instant: datetime) -> datetime:
-        return self.settings.sync_schedule.next_after(instant, self.settings.tz)
+    def _next(self, schedule: Schedule, instant: datetime) -> datetime:
+        return schedule.next_after(instant, self.settings.tz)
 
     def _local(self, instant: datetime) -> str:
         return instant.astimezone(self.settings.tz).strftime("%a %Y-%m-%d %H:%M %Z")

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from clr_client.content.digests import DigestCache
 from clr_client.content.names import assign_names, fold
 from clr_client.content.verify import VerifiedItem, verify
+from clr_client.damages import note
 from clr_client.errors import HeldError, TreeError
 from clr_client.plan import Action, parts
+from clr_client.repair import rotten
 from clr_client.reporting.status import Held
 from clr_client.store import Store, TreeSource
 from clr_client.threads import to_end
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from clr_client.vcsp.model import PublishedItem, PublishedLibrary
 
 log = logging.getLogger("clr.sync")
+
+ROTTEN = "its files here have changed by themselves, so they are fetched again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ async def publish(
     :returns: the library as published now, None if there is none yet, and the items that are held.
     :raises StoreError: the volume cannot take the new generation; what was published stays.
     """
-    verified, held = await _verify(store, pulled)
+    verified, held = await _verify(store, published, pulled)
     while True:
         library, found, refused = _next(settings, store, published, original, pulled, verified, held)
         if library == published and store.current_number() is not None and store.holds(library):
@@ -111,12 +115,14 @@ def _with_waiting(
     return dataclasses.replace(published, items=(*published.items, *waiting)) if waiting else published
 
 
-async def _verify(store: Store, pulled: Pulled) -> tuple[dict[str, tuple[VerifiedItem, SourceItem]], list[Held]]:
+async def _verify(
+    store: Store, published: PublishedLibrary | None, pulled: Pulled
+) -> tuple[dict[str, tuple[VerifiedItem, SourceItem]], list[Held]]:
     """Verify the items that should be published. One that cannot be is held; the others go on."""
     digests = DigestCache.load(store.digests)
     stop = threading.Event()
     try:
-        return await asyncio.to_thread(_verify_items, store, pulled, digests, stop)
+        return await asyncio.to_thread(_verify_items, store, published, pulled, digests, stop)
     finally:
         stop.set()
         try:
@@ -126,10 +132,11 @@ async def _verify(store: Store, pulled: Pulled) -> tuple[dict[str, tuple[Verifie
 
 
 def _verify_items(
-    store: Store, pulled: Pulled, digests: DigestCache, stop: threading.Event
+    store: Store, published: PublishedLibrary | None, pulled: Pulled, digests: DigestCache, stop: threading.Event
 ) -> tuple[dict[str, tuple[VerifiedItem, SourceItem]], list[Held]]:
     verified: dict[str, tuple[VerifiedItem, SourceItem]] = {}
     held: list[Held] = []
+    here = {item.key: item for item in published.items} if published else {}
     for item in pulled.plan.items:
         if item.source is None or not _is_wanted(item, held):
             continue
@@ -141,13 +148,26 @@ def _verify_items(
         except HeldError as error:
             if stop.is_set():
                 break
-            held.append(Held(item.key, error.message))
+            has_rotted = item.key in here and _note_rot(store, here[item.key], digests)
+            held.append(Held(item.key, ROTTEN if has_rotted else error.message))
+            continue
+        differs = item.key in here and _sha256(found) != _digests(here[item.key])
+        if differs and _note_rot(store, here[item.key], digests):
+            held.append(Held(item.key, ROTTEN))
             continue
         verified[item.key] = found, item.source
         if item.action is not Action.KEEP:
             for warning in found.warnings:
                 log.warning("%s: %s", item.key, warning)
     return verified, held
+
+
+def _note_rot(store: Store, item: PublishedItem, digests: DigestCache) -> bool:
+    """Whether files of an item have changed by themselves, which is no new version of it; they are to be mended."""
+    found = rotten(store, item, digests)
+    for damage in found:
+        note(store, damage)
+    return bool(found)
 
 
 def _is_wanted(item: ItemPlan, held: list[Held]) -> bool:
@@ -164,7 +184,7 @@ def unfinished(source: SourceItem, pulled: Pulled) -> str:
     if missing:
         why = pulled.stopped or next((line for line in pulled.problems if missing[0].name in line), "")
         return f"{missing[0].name} did not arrive whole: {why or 'it changed or was unreadable at the server'}"
-    if source.key in pulled.unconfirmed:
+    if any(file.path in pulled.unconfirmed for file in parts(source)):
         return "it arrived, but the line was cut before the server could confirm that it did not change meanwhile"
     return ""
 
@@ -217,12 +237,16 @@ def _tree_sources(
     sources = {}
     for item in library.items:
         found = verified.get(item.key)
-        if found and {file.name: f"sha256:{file.sha256}" for file in found.files} == _digests(item):
+        if found and _sha256(found) == _digests(item):
             files = {file.name: file.path for file in found.files if file.path is not None}
             sources[item.id] = TreeSource(files, found.archive)
         elif item.id in before and (tree := store.find_tree(before[item.id])):
             sources[item.id] = TreeSource({file.name: tree / file.name for file in item.files})
     return sources
+
+
+def _sha256(item: VerifiedItem) -> dict[str, str]:
+    return {file.name: f"sha256:{file.sha256}" for file in item.files}
 
 
 def _digests(item: PublishedItem) -> dict[str, str]:

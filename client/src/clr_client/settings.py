@@ -18,6 +18,7 @@ from clr_client.errors import SettingsError
 from clr_client.values import (
     Bandwidth,
     Cron,
+    CronOrNever,
     DeleteLimit,
     Duration,
     Folder,
@@ -94,6 +95,12 @@ class Settings:
         "0",
         "Bandwidth limit as rsync takes it: 1.5m is 1.5 MiB/s, 0 is unlimited.",
         group="Sync",
+    )
+    verify_schedule: schedule.Schedule | None = _setting(
+        CronOrNever(),
+        "",
+        "When to read everything published again and mend what is damaged. Empty: never.",
+        group="Safety",
     )
     sync_include: tuple[str, ...] = _setting(
         Words(),
@@ -196,7 +203,7 @@ class Settings:
             raise SettingsError(f"SYNC_PEER is not set; allowed: {Peers.allowed}")
 
 
-PREFIXES = ("SYNC_", "TLS_", "LIBRARY_")
+PREFIXES = ("SYNC_", "TLS_", "LIBRARY_", "VERIFY_")
 ALIASES = {"SYNC_MAX_KBPS": "SYNC_MAX_BW"}
 
 

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from clr_client import adopt, transport
 from clr_client.content.items import scan
+from clr_client.damages import noted
 from clr_client.disk import replace_file, unusable
 from clr_client.errors import ClrError
 from clr_client.plan import Action, Choice, Plan, make_plan, parts
-from clr_client.publishing import publish
+from clr_client.publishing import ROTTEN, publish
 from clr_client.pull import Job, Pulled, list_only, pull
+from clr_client.repair import Mended, mend, mend_here
 from clr_client.reporting import status as statuses
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
 from clr_client.reporting.status import Held, Report
@@ -28,6 +30,9 @@ from clr_client.store import Store
 from clr_client.threads import to_end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from clr_client.reporting.status import Status, Verification
     from clr_client.settings import Settings
     from clr_client.vcsp.model import PublishedLibrary
 
@@ -74,18 +79,31 @@ async def synchronise(
 
 async def _sync(settings: Settings, store: Store, report: Report, observer: Observer, *, allow_deletes: bool) -> Report:
     published = await open_library(settings, store, observer)
+    job = Job(settings, store, published, observer, allow_deletes)
     if (target := store.rolled_back_to()) is not None:
         reason = f"rolled back to generation {target}; `clr rollback --release` ends that"
-        return dataclasses.replace(report, result=statuses.PAUSED, error=reason)
+        return _tell(dataclasses.replace(report, result=statuses.PAUSED, error=reason), await mend(job))
     store.prune(settings.library_keep, settings.library_grace)
-    pulled = await pull(Job(settings, store, published, observer, allow_deletes))
+    mended = await to_end(lambda: mend_here(store))
+    pulled = await pull(job)
     observer.stage("verifying")
     library, held = await publish(settings, store, published, pulled, adopt.waiting_library(store))
     _prune(settings, store, pulled, held)
+    later = await (to_end(lambda: mend_here(store)) if pulled.stopped else mend(job))
+    rotten = {damage.item for damage in later.left}
+    serves = {item.key: item.name for item in library.items} if library else {}
+    held = tuple(item for item in held if item.reason != ROTTEN or serves.get(item.key) in rotten)
     report = _describe(report, published, library, held, pulled)
+    report = _tell(report, Mended((*mended.mended, *later.mended), later.left))
     if pulled.failure and not (report.added or report.updated or report.removed):
         raise pulled.failure
     return report
+
+
+def _tell(report: Report, mended: Mended) -> Report:
+    """Add to a report what was damaged here; what still is makes a success a partial one."""
+    result = statuses.PARTIAL if mended.left and report.result == statuses.SUCCESS else report.result
+    return dataclasses.replace(report, result=result, mended=mended.mended, damaged=mended.left)
 
 
 async def open_library(settings: Settings, store: Store, observer: Observer) -> PublishedLibrary | None:
@@ -169,15 +187,24 @@ def _record(store: Store, report: Report) -> None:
     level = logging.INFO if report.result in {statuses.SUCCESS, statuses.PAUSED} else logging.WARNING
     for held in report.held:
         log.warning("%s is held: %s", held.key, held.reason)
+    for damage in report.damaged:
+        log.warning("damaged: %s", damage)
     if report.result != statuses.FAILED:
         log.log(level, "%s", report.summary)
     try:
         number = store.current_number()
         library = describe_library(store) if number is not None else None
-        report = dataclasses.replace(report, generation=number)
-        _write_down(store, statuses.dump(statuses.load(store.status).after(report, library)))
+        ended = dataclasses.replace(report, generation=number)
+        record(store, lambda status: status.after(ended, library))
     except (OSError, ClrError) as error:
         log.warning("the status file cannot be written: %s", error)
+
+
+def record(store: Store, change: Callable[[Status], Status], verification: Verification | None = None) -> None:
+    """Change the status file, and add what is damaged now and the newest verification. Raises OSError."""
+    with statuses.alone(store.status):
+        status = change(statuses.load(store.status)).knowing(noted(store), verification)
+        _write_down(store, statuses.dump(status))
 
 
 def _write_down(store: Store, status: bytes) -> None:

@@ -228,6 +228,16 @@ class Cron(Text):
             raise click.BadParameter(f"{self.allowed}; {error}") from None
 
 
+class CronOrNever(Cron):
+    """When to do what need not be done at all."""
+
+    allowed = f"empty, or {Cron.allowed}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> schedule.Schedule | None:  # type: ignore[override] # noqa: ANN401
+        """Read a cron expression, or nothing."""
+        return super().convert(value, param, ctx) if value else None
+
+
 class Label(Text):
     """A text of bounded length without control characters."""
 

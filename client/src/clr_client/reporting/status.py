@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clr_client.text import printable, size, span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from clr_client.damages import Damage
 
 log = logging.getLogger("clr.status")
 
@@ -45,6 +49,8 @@ class Report:
     updated: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
+    mended: tuple[Damage, ...] = ()
+    damaged: tuple[Damage, ...] = ()
     planned_bytes: int = 0
     literal_bytes: int = 0
     matched_bytes: int = 0
@@ -61,6 +67,8 @@ class Report:
         parts = [
             f"{len(self.added)} added, {len(self.updated)} updated, {len(self.removed)} removed, {len(self.held)} held"
         ]
+        if self.mended or self.damaged:
+            parts.append(f"{len(self.mended)} damaged files mended, {len(self.damaged)} left")
         parts.append(self._crossed())
         parts.append(f"library version {self.version}" if self.version else "nothing published yet")
         parts.append(span(self.seconds))
@@ -77,6 +85,32 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Verification:
+    """What one verification read and did. ``found`` is all damage met, ``damaged`` what could not be mended."""
+
+    trigger: str
+    started: str
+    ended: str
+    seconds: float
+    bytes: int
+    found: tuple[Damage, ...] = ()
+    mended: tuple[Damage, ...] = ()
+    damaged: tuple[Damage, ...] = ()
+    error: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The verification in one line."""
+        parts = [f"{size(self.bytes)} read in {span(self.seconds)}"]
+        parts.append(f"{len(self.found)} found damaged" if self.found else "all is as published")
+        if self.mended:
+            parts.append(f"{len(self.mended)} mended")
+        if self.damaged:
+            parts.append(f"{len(self.damaged)} still damaged")
+        return "; ".join(parts) + (f" ({self.error})" if self.error else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The whole of status.json. Field names are stable; ``schema`` grows when one changes its meaning."""
 
@@ -86,6 +120,8 @@ class Status:
     failures_in_row: int = 0
     last_success: str = ""
     held: tuple[dict[str, Any], ...] = ()
+    damaged: tuple[dict[str, Any], ...] = ()
+    verification: dict[str, Any] = field(default_factory=dict)
     runs: tuple[dict[str, Any], ...] = ()
 
     def after(self, report: Report, library: dict[str, Any] | None) -> Status:
@@ -103,7 +139,24 @@ class Status:
         )
 
 
-def _plain(report: Report) -> dict[str, Any]:
+    def knowing(self, damaged: Iterable[Damage], verification: Verification | None = None) -> Status:
+        """Return the status with what is damaged now and, if there was one, the newest verification."""
+        return dataclasses.replace(
+            self,
+            damaged=tuple(dataclasses.asdict(damage) for damage in damaged),
+            verification=_plain(verification) if verification else self.verification,
+        )
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep others from changing the status file at the same time: a verification ends while a sync is at work."""
+    with path.with_name(".status.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _plain(report: Report | Verification) -> dict[str, Any]:
     return {**dataclasses.asdict(report), "summary": printable(report.summary)}
 
 
@@ -117,6 +170,8 @@ def load(path: Path) -> Status:
             failures_in_row=int(data.get("failures_in_row", 0)),
             last_success=str(data.get("last_success", "")),
             held=_entries(data.get("held", ()), Held),
+            damaged=tuple(value for value in data.get("damaged", ()) if isinstance(value, dict) and "path" in value),
+            verification=_verification(data.get("verification")),
             runs=_entries(data.get("runs", ()), Report),
         )
     except FileNotFoundError:
@@ -140,6 +195,10 @@ def _entries(values: Iterable[Any], type_: type[Held | Report]) -> tuple[dict[st
     needed = {item.name for item in dataclasses.fields(type_) if item.default is dataclasses.MISSING}
     needed |= {"serves"} if type_ is Held else {"result", "error", "summary"}
     return tuple(value for value in values if isinstance(value, dict) and needed <= value.keys())
+
+
+def _verification(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) and {"ended", "summary"} <= value.keys() else {}
 
 
 def dump(status: Status) -> bytes:
