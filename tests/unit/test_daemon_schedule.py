@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
+import pytest
 from clr_client import daemon
 from clr_client import settings as clr_settings
 from clr_client.daemon import Work
-from clr_client.errors import LockedError
+from clr_client.errors import LockedError, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import tzinfo
-
-    import pytest
 
 START = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
 
@@ -187,6 +188,112 @@ def test_run_that_finds_the_library_locked_is_skipped_in_one_line(
     story.during = locked
     assert len(story.tell(3)) == 3
     assert "sync skipped: already running since 12:00" in caplog.text
+
+
+BERLIN = ZoneInfo("Europe/Berlin")
+WEEKS = {  # with a fold, with a gap, and without either
+    "autumn": datetime(2026, 10, 22, 22, 0, 30, tzinfo=UTC),
+    "spring": datetime(2026, 3, 26, 23, 0, 30, tzinfo=UTC),
+    "winter": datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC),
+}
+
+
+def in_berlin(start: datetime, *times: str) -> list[datetime]:
+    """The instants within nine days at which clocks in Berlin first show one of these times, or skip it."""
+    days = [start.astimezone(BERLIN).date() + timedelta(days=day) for day in range(10)]
+    instants = set()
+    for local in (datetime.fromisoformat(f"{day} {time}").replace(tzinfo=BERLIN) for day in days for time in times):
+        instant = local.astimezone(UTC)
+        is_shown = instant.astimezone(BERLIN).replace(tzinfo=None) == local.replace(tzinfo=None)
+        instants.add(instant if is_shown else datetime(2026, 3, 29, 1, tzinfo=UTC))
+    return sorted(instant for instant in instants if start < instant <= start + timedelta(days=9))
+
+
+@pytest.mark.parametrize("week", WEEKS)
+def test_in_a_week_each_scheduled_sync_runs_once_at_its_time_or_is_counted_as_skipped(
+    monkeypatch: pytest.MonkeyPatch, week: str
+) -> None:
+    """Some syncs are short, some cover the next ones, some fail in each way, and people ask for others in between."""
+    start = WEEKS[week]
+    story = Story(monkeypatch, "30 2,9,14,21 * * *", TZ="Europe/Berlin")
+    story.clock.now = start
+    dice = random.Random(week)
+    ends: list[datetime] = []
+    outcomes = cycle([None, TransportError("away"), LockedError("already running"), RuntimeError("a defect")])
+
+    def sync(number: int) -> None:
+        story.clock.move(dice.choice([1, 300, 3600, 9 * 3600]))
+        ends.append(story.clock.now)
+        if failure := next(outcomes):
+            raise failure
+
+    def asleep(seconds: float) -> None:
+        if dice.random() < 1 / 1000:
+            story.work.asked.set()
+        elif story.clock.now > start + timedelta(days=7):
+            story.enough.set()
+
+    story.during, story.asleep = sync, asleep
+    story.tell(1000)
+    over = story.clock.now
+    due = [instant for instant in in_berlin(start, "02:30", "09:30", "14:30", "21:30") if instant <= over]
+    assert len(due) >= 28
+
+    spans = list(zip((when for _, when in story.runs), ends, strict=True))
+    covered = [instant for instant in due if any(began < instant <= ended for began, ended in spans)]
+    assert [when for trigger, when in story.runs if trigger == "schedule"] == [
+        instant for instant in due if instant not in covered
+    ]
+    assert story.work.skipped == len(covered) > 0
+    assert "hand" in {trigger for trigger, _ in story.runs}
+
+
+@pytest.mark.parametrize("step", [-400 * 86400, -86400, 86400, 400 * 86400])
+def test_a_clock_that_is_set_during_a_sync_neither_repeats_nor_stops_the_schedule(
+    monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    story = Story(monkeypatch)
+
+    def sync(number: int) -> None:
+        if number == 2:
+            story.clock.now += timedelta(seconds=step + 120)
+
+    story.during = sync
+    assert story.tell(4)[1:] == [
+        ("schedule", "12:10:00"),
+        ("schedule", "12:20:00"),
+        ("schedule", "12:30:00"),
+    ]
+
+
+@pytest.mark.parametrize("step", [-86400, 86400])
+def test_a_clock_that_is_set_during_the_random_wait_gives_one_sync(
+    monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    class Dice:
+        def uniform(self, low: float, high: float) -> float:
+            return 100.0
+
+    monkeypatch.setattr(daemon.random, "SystemRandom", Dice)
+    story = Story(monkeypatch, SYNC_DELAY="true", SYNC_DELAY_MAX_SECONDS="300")
+    jumps = [step]
+    story.asleep = lambda seconds: story.clock.move(jumps.pop()) if seconds == 100.0 and jumps else None
+    assert story.tell(4)[1:] == [("schedule", "12:11:40"), ("schedule", "12:21:40"), ("schedule", "12:31:40")]
+
+
+def test_a_clock_set_back_and_forth_gives_each_sync_of_the_time_that_it_shows_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clock that wavers by seconds, as one that is being corrected does, repeats nothing."""
+    story = Story(monkeypatch)
+    dice = random.Random(3)
+    story.asleep = lambda seconds: setattr(
+        story.clock, "now", story.clock.now + timedelta(seconds=dice.uniform(-15, 15))
+    )
+    story.tell(30)
+    gaps = [later - earlier for (_, earlier), (_, later) in pairwise(story.runs[1:])]
+    assert min(gaps) > timedelta(minutes=9)
+    assert max(gaps) < timedelta(minutes=11)
 
 
 def test_summary_of_the_settings_shows_what_was_set_but_no_secret() -> None:
