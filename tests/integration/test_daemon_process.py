@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -27,9 +28,12 @@ TESTS = Path(__file__).parents[1]
 
 
 class Daemon:
-    """`clr run` in ``home``, or the same with a sync that pretends. Keyword arguments are settings."""
+    """`clr run` in ``home``, or the same with a sync that pretends. Keyword arguments are settings.
 
-    def __init__(self, home: Path, *argv: str, **environment: str) -> None:
+    ``stdout`` is what its log goes to instead of a file.
+    """
+
+    def __init__(self, home: Path, *argv: str, stdout: int | None = None, **environment: str) -> None:
         self.home, self.http, self.https = home, free_port(), free_port()
         self.environment = {
             "SYNC_PEER": f"127.0.0.1:{free_port()}",
@@ -49,7 +53,11 @@ class Daemon:
         self.log = home / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *argv], cwd=TESTS, env={**os.environ, **self.environment}, stdout=log, stderr=log
+                [sys.executable, "-m", *argv],
+                cwd=TESTS,
+                env={**os.environ, **self.environment},
+                stdout=log if stdout is None else stdout,
+                stderr=log,
             )
 
     @property
@@ -82,9 +90,9 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running(*argv: str, **environment: str) -> Iterator[Daemon]:
+def running(*argv: str, stdout: int | None = None, **environment: str) -> Iterator[Daemon]:
     with TemporaryDirectory(prefix="clr") as home:
-        daemon = Daemon(Path(home), *argv, **environment)
+        daemon = Daemon(Path(home), *argv, stdout=stdout, **environment)
         try:
             yield daemon
         finally:
@@ -97,8 +105,9 @@ def running(*argv: str, **environment: str) -> Iterator[Daemon]:
                     daemon.process.wait()
 
 
-def pretending(seconds: float, end: str = "ok") -> tuple[str, ...]:
-    return ("support.daemon", str(seconds), end)
+def pretending(seconds: float, end: str = "ok", clock: str = "") -> tuple[str, ...]:
+    """A sync that pretends; ``clock`` is the time that the schedule is told at the start."""
+    return ("support.daemon", str(seconds), end, *([clock] if clock else []))
 
 
 def children(pid: int) -> list[int]:
@@ -152,6 +161,54 @@ def test_signal_while_it_starts_ends_it_at_once() -> None:
     with running(*pretending(0), LIBRARY_PASSWORD="hashing takes a second") as daemon:
         daemon.until("settings:")
         assert daemon.end() == 0
+
+
+def test_signal_within_the_random_wait_ends_it_at_once() -> None:
+    environment = {"SYNC_SCHEDULE": "0 0 * * *", "SYNC_DELAY": "true", "SYNC_DELAY_MAX_SECONDS": "604800"}
+    with running(*pretending(0, clock="2026-11-21T23:59:58+00:00"), **environment) as daemon:
+        daemon.until("before this sync (SYNC_DELAY)")
+        assert "SYNC_DELAY_MAX_SECONDS=604800 is longer than the time between syncs; capped at 86400 s" in daemon.said
+        started = time.monotonic()
+        assert daemon.end() == 0
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("schedule", ["0 0 31 2 *", "0 0 0 * * *", "whenever", "61 * * * *", " ", "@never"])
+def test_schedule_that_cannot_be_ends_it_at_once_with_one_line_that_shows_an_example(schedule: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "clr_client", "run"],
+        env={**os.environ, "SYNC_PEER": "127.0.0.1:1", "SYNC_SCHEDULE": schedule},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 3
+    said = done.stdout + done.stderr
+    assert said.count("\n") == 1
+    assert "SYNC_SCHEDULE=" in said
+    assert "0 21 * * 5 is Fridays at 21:00" in said
+
+
+@pytest.mark.parametrize("reader", ["stands still", "is gone"])
+def test_log_whose_reader_stands_still_or_is_gone_stops_neither_site_nor_syncs_nor_the_end(reader: str) -> None:
+    readable, writable = os.pipe()
+    fcntl.fcntl(writable, fcntl.F_SETPIPE_SZ, 4096)
+    if reader == "is gone":
+        os.close(readable)
+    with running("clr_client", "run", stdout=writable, LOG_LEVEL="debug") as daemon:
+        os.close(writable)
+        status = daemon.home / "library" / "status.json"
+        wait_until(status.exists, what="the first sync")
+        for _ in range(200):  # each is a line
+            assert daemon.status() == 503
+        daemon.send(signal.SIGUSR1)
+        wait_until(lambda: json.loads(status.read_text())["failures_in_row"] == 2, what="the second sync")
+        assert daemon.status() == 503
+        assert daemon.end() == 0
+    if reader == "stands still":
+        with os.fdopen(readable, "rb") as rest:
+            assert 3000 < len(rest.read()) <= 4096, "the pipe was full: no further line fits"
 
 
 def test_second_signal_does_not_wait_for_anything() -> None:

@@ -1,14 +1,18 @@
 """`clr run` with a sync that only pretends, as a process of its own for tests of signals.
 
-Arguments: how long a sync takes in seconds, and what becomes of it: ok, fail, crash or stubborn.
+Arguments: how long a sync takes in seconds, and what becomes of it: ok, fail, crash or stubborn. A third one is what the
+clock shows at the start, for the schedule.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
+import time
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from clr_client import daemon
@@ -42,4 +46,8 @@ async def sync(settings: Settings, *, trigger: str) -> None:
 if __name__ == "__main__":
     loaded, _warnings = clr_settings.load(os.environ)
     logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
+    if len(sys.argv) > 3:
+        began, start = datetime.fromisoformat(sys.argv[3]), time.monotonic()
+        shown = functools.partial(daemon.Work, now=lambda: began + timedelta(seconds=time.monotonic() - start))
+        daemon.Work = shown  # type: ignore[assignment,misc]
     sys.exit(asyncio.run(daemon.run(loaded, sync)))

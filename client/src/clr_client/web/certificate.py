@@ -59,7 +59,10 @@ def load_pair(folder: Path, name: str, now: datetime) -> Pair:
     if now >= ends:
         raise WebServerError(f"{folder / NAMES[0]} expired on {ends:%Y-%m-%d %H:%M} UTC", REMEDY)
     if now < begins:
-        raise WebServerError(f"{folder / NAMES[0]} is not valid before {begins:%Y-%m-%d %H:%M} UTC", REMEDY)
+        text = (
+            f"{folder / NAMES[0]} is not valid before {begins:%Y-%m-%d %H:%M} UTC; the clock here is at {now:%Y-%m-%d}"
+        )
+        raise WebServerError(text, REMEDY)
     warnings = []
     if not _names(folder, certificate, name):
         known = ", ".join(value for _, value in described.get("subjectAltName", ())) or "no name at all"

@@ -42,7 +42,7 @@ def problems(settings: Settings, status: Path) -> list[str]:
 
 def _beats(file: Path) -> list[str]:
     try:
-        age = time.time() - file.stat().st_mtime
+        age = abs(time.time() - file.stat().st_mtime)  # a clock that was set back must not hide that it hangs
     except OSError:
         return ["`clr run` is not running, or has not come up yet"]
     return [f"`clr run` has shown no sign of life for {age:.0f} s"] if age > STALE else []
