@@ -106,9 +106,27 @@ class Disk:
         run("mount", "-o", "remount,abort,errors=remount-ro", str(self.path))
 
     def remount(self, *options: str) -> None:
-        """Unmount and mount again: what a failed file system needs, and what a power cut comes to."""
+        """Unmount and mount again: what a failed file system needs, and what a power cut comes to.
+
+        A container that starts meanwhile on this machine has a copy of all mounts for a moment, and with it the failed
+        file system; so this is repeated until the file system is a new one.
+        """
         run("umount", str(self.path))
-        run("mount", "-o", ",".join(("loop", *options)), str(self.image), str(self.path))
+        wait_until(lambda: self._is_mounted(options), what=f"{self.path} to be mounted again")
+
+    def _is_mounted(self, options: Sequence[str]) -> bool:
+        mount = ["mount", "-o", ",".join(("loop", *options)), str(self.image), str(self.path)]
+        if subprocess.run(mount, capture_output=True).returncode != 0:
+            return False
+        try:
+            if "ro" not in options:
+                alive = self.path / ".alive"
+                alive.touch()
+                alive.unlink()
+        except OSError:
+            run("umount", str(self.path))
+            return False
+        return True
 
 
 @contextmanager

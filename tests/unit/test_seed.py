@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import time
@@ -77,9 +78,9 @@ class Tree:
         self.old = self.basis / "item" / "disk.vmdk"
         self.partial.parent.mkdir(parents=True)
 
-    def lay_out(self, predecessor: str = "item/disk.vmdk") -> None:
+    def lay_out(self, predecessor: str = "item/disk.vmdk", spare: float = math.inf) -> None:
         partials = {"item/disk.vmdk": self.partial} if self.partial.exists() else {}
-        seed.lay_out({"item/disk.vmdk": predecessor}, partials, self.mirror, self.basis)
+        seed.lay_out({"item/disk.vmdk": predecessor}, partials, self.mirror, self.basis, spare)
 
     def arrived(self, size: int = 10 * MIB) -> int:
         partials = {"item/disk.vmdk": self.partial} if self.partial.exists() else {}
@@ -258,6 +259,35 @@ def test_a_full_volume_costs_the_old_version_but_neither_the_sync_nor_what_arriv
     assert tree.partial.read_bytes() == blocks("new")
     assert [path.name for path in tree.basis.rglob(".new-*")] == []
     assert "No space left" in caplog.text
+
+
+ARRIVED, LONGER, OLD = b"n" * 7000, b"n" * 14_000, b"o" * 21_000
+"""Whole blocks of rsync's, so that nothing is cut off when they are joined."""
+
+
+@pytest.mark.parametrize("room", [0, 27_999])
+def test_what_arrived_is_not_joined_where_the_volume_has_no_room_for_that(tree: Tree, room: int) -> None:
+    tree.target.write_bytes(OLD)
+    tree.partial.write_bytes(ARRIVED)
+    tree.lay_out(spare=room)
+    assert (tree.target.read_bytes(), tree.partial.read_bytes()) == (OLD, ARRIVED)
+    assert [path.name for path in tree.basis.rglob(".new-*")] == []
+    tree.lay_out(spare=28_000)
+    assert tree.target.read_bytes() == ARRIVED + OLD
+
+
+@pytest.mark.parametrize("since", [b"", b"n" * 700, LONGER])
+def test_what_was_joined_is_a_partial_file_again_when_room_gets_short(tree: Tree, since: bytes) -> None:
+    tree.target.write_bytes(OLD)
+    tree.partial.write_bytes(ARRIVED)
+    tree.lay_out()
+    assert tree.target.read_bytes() == ARRIVED + OLD
+    tree.partial.parent.mkdir(exist_ok=True)
+    if since:
+        tree.partial.write_bytes(since)
+    tree.lay_out(spare=6999)
+    assert (tree.partial.read_bytes(), tree.target.exists()) == (max(since, ARRIVED, key=len), False)
+    assert tree.old.read_bytes() == OLD
 
 
 def test_a_folder_of_an_earlier_layout_in_the_way_does_not_stop_the_sync(tree: Tree) -> None:

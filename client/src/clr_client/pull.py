@@ -276,7 +276,8 @@ async def _transfer(job: Job, pulled: Pulled, link: Link) -> None:
     store, plan = job.store, pulled.plan
     older = seed.predecessors(plan.fetch, pulled.mirror)
     partials = transport.partials(store.mirror)
-    await to_end(lambda: seed.lay_out(older, partials, store.mirror, store.basis))
+    spare = store.free_bytes() - _needed(job, pulled)
+    await to_end(lambda: seed.lay_out(older, partials, store.mirror, store.basis, spare))
     _make_way(store.mirror, plan)
     pulled.planned = max(pulled.planned, plan.bytes)
     pulled.unconfirmed = frozenset(item.key for item in plan.items if item.fetch)

@@ -13,13 +13,17 @@ rsync takes the file at the target's own path as basis, else the one at the same
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import math
 import os
+import struct
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from clr_client.disk import UNFINISHED, link
+from clr_client.transport import PARTIAL_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,6 +44,8 @@ PIECE = 1 << 20
 LEAST_BLOCK = 700
 MOST_BLOCK = 128 * 1024
 """Of rsync's blocks, in bytes (rsync.h: BLOCK_SIZE, MAX_BLOCK_SIZE)."""
+FICLONERANGE = 0x4020940D
+"""linux/fs.h: _IOW(0x94, 13, struct file_clone_range)."""
 NEVER = 1
 """Modification time (seconds since the epoch) of joined files: no template's, so that none is taken for complete."""
 
@@ -76,24 +82,32 @@ def _likeness(one: str, other: str) -> float:
     return SequenceMatcher(None, one[-COMPARED:], other[-COMPARED:], autojunk=False).ratio()
 
 
-def lay_out(older: Mapping[str, str], partials: Mapping[str, Path], mirror: Path, basis: Path) -> None:
+def lay_out(
+    older: Mapping[str, str],
+    partials: Mapping[str, Path],
+    mirror: Path,
+    basis: Path,
+    spare: float = math.inf,
+) -> None:
     """Prepare one transfer. What an earlier attempt prepared is used on.
 
     :param older: wanted path to path of its predecessor in the mirror.
     :param partials: by path in the mirror, the partial file that a cut transfer left; one that is joined is removed.
+    :param spare: bytes that the volume can take besides the transfer. rsync completes a partial file where it lies, but
+        writes what a joined one becomes beside it: where there is no room for that, the partial file is all it gets.
     """
     for path, predecessor in older.items():
-        partial = partials.get(path)
-        if partial is None and predecessor == path:
+        partial, target, old = partials.get(path), mirror / path, basis / path
+        is_joined = _is_joined(target) and old.is_file()
+        if partial is None and predecessor == path and not is_joined:
             continue
-        target, old = mirror / path, basis / path
         try:
-            if not (_is_joined(target) and old.is_file()):
+            if not is_joined:
                 old.parent.mkdir(parents=True, exist_ok=True)
                 old.unlink(missing_ok=True)
                 link(mirror / predecessor, old)
-            if partial is not None:
-                _join(partial, old, target)
+            if partial is not None or is_joined:
+                spare -= _use(partial or target.parent / PARTIAL_DIR / target.name, old, target, spare)
         except OSError as error:
             log.warning("%s is fetched without an older version to build on: %s", path, error)
 
@@ -103,27 +117,76 @@ def _is_joined(target: Path) -> bool:
     return target.is_file() and target.stat().st_mtime == NEVER
 
 
-def _join(partial: Path, old: Path, target: Path) -> None:
-    """Make ``target`` the partial file followed by the old version, unless it holds more of the new file already.
+def _use(partial: Path, old: Path, target: Path, spare: float) -> int:
+    """Join a partial file with the old version unless ``spare`` bytes are too few; return how many that costs.
 
     rsync matches whole blocks only. What the partial file has beyond its last whole one could not be used and would
     move the old version's blocks, so it is left out.
     """
-    old_size = old.stat().st_size
-    useful = whole_blocks(partial.stat().st_size, old_size)
-    if useful > _joined_bytes(target, old):
-        unfinished = old.with_name(f"{UNFINISHED}{old.name}")
-        try:
-            with unfinished.open("wb") as joined:
-                for part, size in ((partial, useful), (old, old_size)):
-                    with part.open("rb") as source:
-                        _append(source.fileno(), joined.fileno(), size)
-            os.utime(unfinished, (NEVER, NEVER))
-            unfinished.rename(target)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+    arrived = partial.stat().st_size if partial.is_file() else 0
+    useful, joined = whole_blocks(arrived, old.stat().st_size), _joined_bytes(target, old)
+    if max(useful, joined) > spare:
+        if joined:
+            _separate(partial, target, joined, arrived)
+        return 0
+    if useful <= joined:
+        partial.unlink(missing_ok=True)
+        return joined
+    return _join(partial, old, target, useful, spare)
+
+
+def _separate(partial: Path, target: Path, joined: int, arrived: int) -> None:
+    """Undo a join: of what is there of the new file, the larger part becomes or stays the partial file."""
+    if joined <= arrived:
+        target.unlink()
+        return
+    partial.parent.mkdir(mode=0o700, exist_ok=True)
+    target.replace(partial)
+    os.truncate(partial, joined)
+
+
+def _join(partial: Path, old: Path, target: Path, useful: int, spare: float) -> int:
+    """Make ``target`` the partial file's ``useful`` bytes followed by the old version; return what that costs."""
+    unfinished, cost = old.with_name(f"{UNFINISHED}{old.name}"), useful
+    try:
+        with partial.open("rb") as new, old.open("rb") as rest, unfinished.open("wb") as joined:
+            if not _share(new.fileno(), rest.fileno(), joined.fileno(), useful):
+                size = old.stat().st_size
+                cost += size
+                if cost > spare:
+                    raise OSError(errno.ENOSPC, "there is no room for a copy of it")
+                joined.truncate(0)
+                _append(new.fileno(), joined.fileno(), useful)
+                _append(rest.fileno(), joined.fileno(), size)
+        os.utime(unfinished, (NEVER, NEVER))
+        unfinished.rename(target)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     partial.unlink()
+    return cost
+
+
+def _share(partial: int, old: int, joined: int, useful: int) -> bool:
+    """Join by sharing blocks, which takes no space; whether the file system (XFS, Btrfs) can do that.
+
+    Only whole blocks of the file system can be shared, so less than one comes between the two parts.
+    """
+    block = os.fstatvfs(joined).f_bsize
+    seam = -(-useful // block) * block
+    whole = os.fstat(partial).st_size
+    try:
+        _clone(partial, joined, 0 if seam >= whole else seam, 0)
+        os.ftruncate(joined, seam)
+        _clone(old, joined, 0, seam)
+    except OSError:
+        return False
+    return True
+
+
+def _clone(source: int, target: int, length: int, offset: int) -> None:
+    """Share the first ``length`` bytes of a file (0: all) with another, from ``offset`` on: ioctl_ficlonerange(2)."""
+    fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, 0, length, offset))
 
 
 def block_length(size: int) -> int:
@@ -150,7 +213,7 @@ def _joined_bytes(target: Path, old: Path) -> int:
 
 
 def _append(source: int, target: int, size: int) -> None:
-    """Append the next ``size`` bytes, shared instead of copied where the file system can do that."""
+    """Append the next ``size`` bytes, within the kernel where that is possible."""
     try:
         while size > 0 and (copied := os.copy_file_range(source, target, size)):
             size -= copied
