@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PIECE = 65536
 TICK_SECONDS = 0.05
 """How soon a switch is noticed by a connection on which nothing moves."""
+DROP_SECONDS = 0.5
 
 
 class Line:
@@ -26,7 +27,8 @@ class Line:
     connections beyond the list are not. ``crossed`` and ``sent`` count the bytes that were forwarded from the server
     and to it. All of the following may be changed at any time, from any thread:
 
-    - ``cut()`` breaks the open connections, ``corrupt()`` spoils the next byte from the server;
+    - ``cut()`` breaks the open connections at once, ``drop()`` after a moment's silence;
+    - ``corrupt()`` spoils the next byte from the server;
     - ``stall()`` and ``resume()``: connections stay open, or are accepted, and nothing is forwarded;
     - ``rate``: bytes per second of each connection and direction, None for no limit;
     - ``delay``: seconds that every byte takes, without making the line narrower;
@@ -65,6 +67,14 @@ class Line:
         with self._lock:
             for connection in list(self.open):
                 self._close(connection)
+
+    def drop(self) -> None:
+        """Go down as lines do: nothing comes through any more, and a moment later the open connections end.
+
+        What had come through is with the client by then. ``cut()`` takes away also what waits in its buffers.
+        """
+        self.stall()
+        threading.Timer(DROP_SECONDS, lambda: (self.cut(), self.resume())).start()
 
     def stall(self) -> None:
         """Forward nothing more, on open and on new connections."""

@@ -213,7 +213,7 @@ def test_what_did_not_arrive_whole_is_named_with_the_reason() -> None:
         (Pulled(mirror=short), "b did not arrive whole: it changed or was unreadable at the server"),
         (Pulled(mirror=short, stopped="SYNC_WINDOW ended"), "b did not arrive whole: SYNC_WINDOW ended"),
         (Pulled(mirror=short, problems=("x", 'rsync: "/b": Permission denied')), 'rsync: "/b": Permission denied'),
-        (Pulled(mirror=here, unconfirmed=frozenset({"web"})), "before the server could confirm"),
+        (Pulled(mirror=here, unconfirmed={"web/a": "127.0.0.1:22"}), "before the server could confirm"),
     ]
     for pulled, reason in cases:
         assert reason in unfinished(source, pulled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -41,13 +41,17 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ItemPlan:
-    """One item's part of the plan. ``fetch`` is what has to cross the line, ``source`` is None for a removal."""
+    """One item's part of the plan. ``fetch`` is what has to cross the line, ``source`` is None for a removal.
+
+    ``older`` are those files of ``fetch`` that the source has with an earlier time than the one here.
+    """
 
     key: str
     action: Action
     source: SourceItem | None = None
     fetch: tuple[FileInfo, ...] = ()
     note: str = ""
+    older: tuple[FileInfo, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -129,7 +133,9 @@ def make_plan(
         if item.key in here and not complete and old and _paths(old) - _paths(item):
             plans.append(ItemPlan(item.key, Action.LEAVE, item, note=INCOMPLETE))
         else:
-            plans.append(_plan_item(item, fetch, choice, here=item.key in here, changed=old != item))
+            plan = _plan_item(item, fetch, choice, here=item.key in here, changed=old != item)
+            older = tuple(file for file in plan.fetch if file.path in mirror and file.mtime < mirror[file.path].mtime)
+            plans.append(replace(plan, older=older))
     for key in here - {plan.key for plan in plans}:
         if not complete:
             plans.append(ItemPlan(key, Action.LEAVE, note=INCOMPLETE))

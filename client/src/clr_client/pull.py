@@ -1,6 +1,7 @@
 """From the server to the mirror: list, plan, guard, seed, transfer; again until the source stands still.
 
-Only this module talks to servers. It changes nothing outside ``mirror/`` and ``basis/``, and only brings files there.
+Only this module talks to servers. It changes nothing outside ``mirror/`` and ``basis/`` but the list of files that no
+server has confirmed yet, and only brings files there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from clr_client import seed, transport
+from clr_client import seed, transport, unconfirmed
 from clr_client.content.items import scan
 from clr_client.errors import GuardError, TransportError
 from clr_client.plan import Action, Choice, Plan, guard, make_plan
@@ -70,8 +71,10 @@ class Pulled:
     received: int = 0
     planned: int = 0
     """Size of all files that had to be fetched, in bytes."""
-    unconfirmed: frozenset[str] = frozenset()
-    """Keys of items that arrived after the newest listing: the source may have changed while they were read."""
+    unconfirmed: dict[str, str] = field(default_factory=dict)
+    """By path, the server of each file that was not listed since the file came from it: it may have changed it."""
+    went_back: dict[str, None] = field(default_factory=dict)
+    """Keys of items of which the source has an older state than the one here."""
     stopped: str = ""
     """Why the pull ended before everything was here; empty when it did not."""
     failure: TransportError | None = None
@@ -208,13 +211,31 @@ async def _list(job: Job, pulled: Pulled, link: Link) -> None:
     known = transport.remembered_fingerprints(link.known_hosts, link.peer)
     listing = await transport.list_source(link)
     _say_how_to_pin(job, link, known)
-    found = Pulled(listing=listing)
+    before = unconfirmed.load(job.store.unconfirmed)
+    here = {file.path: file for file in scan(job.store.mirror)}
+    found = Pulled(listing=listing, peer=link.peer)
+    found.unconfirmed = unconfirmed.remaining(before, str(link.peer), listing.files, here)
     _look_again(job, found)
     _guard(job, found)
     pulled.listing, pulled.plan, pulled.mirror = found.listing, found.plan, found.mirror
-    pulled.peer, pulled.unconfirmed = link.peer, frozenset()
+    pulled.peer, pulled.unconfirmed = link.peer, found.unconfirmed
+    if pulled.unconfirmed != before:
+        unconfirmed.save(job.store.unconfirmed, pulled.unconfirmed)
     for problem in listing.problems:
         log.warning("%s: %s", link.peer, problem)
+    _warn_of_going_back(pulled, link)
+
+
+def _warn_of_going_back(pulled: Pulled, link: Link) -> None:
+    for item in pulled.plan.items:
+        if item.older and item.key not in pulled.went_back:
+            pulled.went_back[item.key] = None
+            log.warning(
+                "%s went back in time: %s has it with older files (%s) than are here; they are taken over",
+                item.key,
+                link.peer,
+                ", ".join(file.name for file in item.older),
+            )
 
 
 def _guard(job: Job, pulled: Pulled) -> None:
@@ -259,10 +280,14 @@ def _say_how_to_pin(job: Job, link: Link, known: tuple[str, ...]) -> None:
 
 
 def _look_again(job: Job, pulled: Pulled) -> None:
-    """Hold the newest listing against the mirror as it is now."""
+    """Hold the newest listing against the mirror as it is now.
+
+    What came from another server and was not confirmed by that one counts as not here, and is fetched again.
+    """
     if pulled.listing is None:
         return
-    pulled.mirror = {file.path: file for file in scan(job.store.mirror)}
+    peer, doubtful = str(pulled.peer), pulled.unconfirmed
+    pulled.mirror = {file.path: file for file in scan(job.store.mirror) if doubtful.get(file.path, peer) == peer}
     pulled.plan = make_plan(
         pulled.listing.files,
         job.published,
@@ -274,13 +299,14 @@ def _look_again(job: Job, pulled: Pulled) -> None:
 
 async def _transfer(job: Job, pulled: Pulled, link: Link) -> None:
     store, plan = job.store, pulled.plan
-    older = seed.predecessors(plan.fetch, pulled.mirror)
+    older = seed.predecessors(plan.fetch, {file.path: file for file in scan(store.mirror)})
     partials = transport.partials(store.mirror)
     spare = store.free_bytes() - _needed(job, pulled)
     await to_end(lambda: seed.lay_out(older, partials, store.mirror, store.basis, spare))
     _make_way(store.mirror, plan)
     pulled.planned = max(pulled.planned, plan.bytes)
-    pulled.unconfirmed = frozenset(item.key for item in plan.items if item.fetch)
+    pulled.unconfirmed = unconfirmed.load(store.unconfirmed) | {file.path: str(link.peer) for file in plan.fetch}
+    unconfirmed.save(store.unconfirmed, pulled.unconfirmed)
     changed = plan.having(Action.ADD, Action.UPDATE)
     job.observer.stage(f"fetching {len(plan.fetch)} files of {len(changed)} items, {plan.bytes:,} bytes")
 
@@ -323,7 +349,7 @@ async def _confirm(job: Job, pulled: Pulled) -> None:
     peer = pulled.peer
     try:
         async with asyncio.timeout(CONFIRM_SECONDS):
-            if pulled.unconfirmed and peer is not None:
+            if peer is not None and str(peer) in pulled.unconfirmed.values():
                 await _list(job, pulled, link_to(peer, job.settings, job.store))
     except (TransportError, GuardError, TimeoutError) as error:
         log.warning("%s: the end of the transfer could not be confirmed: %s", peer, error)

@@ -48,6 +48,7 @@ class Report:
     added: tuple[str, ...] = ()
     updated: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    went_back: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
     mended: tuple[Damage, ...] = ()
     damaged: tuple[Damage, ...] = ()
@@ -69,6 +70,8 @@ class Report:
         ]
         if self.mended or self.damaged:
             parts.append(f"{len(self.mended)} damaged files mended, {len(self.damaged)} left")
+        if self.went_back:
+            parts.append(f"{len(self.went_back)} went back in time ({', '.join(self.went_back)})")
         parts.append(self._crossed())
         parts.append(f"library version {self.version}" if self.version else "nothing published yet")
         parts.append(span(self.seconds))
