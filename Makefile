@@ -2,7 +2,7 @@
 # Nothing but make and a Debian machine is needed: the targets install the rest (as root, or with passwordless sudo).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs images up down clean
+.PHONY: help setup demo test soak lint docs images up down clean
 
 setup_sh := tests/support/setup.sh
 python := .venv/bin/python
@@ -27,6 +27,11 @@ test: ## Run all tests (those with containers only where a Docker engine answers
 	@$(setup_sh) packages test
 	@$(setup_sh) venv dev
 	@.venv/bin/pytest -c tests/pytest.ini -n auto tests
+
+soak: ## Let random faults befall a running pair for SOAK=10m (90s, 1h, ...); SOAK_SEED=n repeats a run
+	@$(setup_sh) packages test
+	@$(setup_sh) venv dev
+	@cd tests && ../$(python) -m support.soak
 
 lint: ## Check style, types, shell files, YAML and compose files; warnings are errors
 	@$(setup_sh) packages lint
