@@ -310,9 +310,10 @@ def test_health_notices_a_process_that_hangs_and_one_that_is_gone() -> None:
         daemon.until("the next sync is due")
         wait_until(lambda: not daemon.problems)
         daemon.send(signal.SIGSTOP)
-        long_ago = time.time() - 100
-        os.utime(health.heartbeat(daemon.settings), (long_ago, long_ago))
-        assert [problem[:46] for problem in daemon.problems] == ["`clr run` has shown no sign of life for 100 s"[:46]]
+        for other_time in (time.time() - 100, time.time() + 101):  # the clock may have been set back
+            os.utime(health.heartbeat(daemon.settings), (other_time, other_time))
+            (problem,) = daemon.problems
+            assert problem.startswith("`clr run` has shown no sign of life for 10")
         daemon.send(signal.SIGCONT)
         assert daemon.end() == 0
         assert daemon.problems[0] == "`clr run` is not running, or has not come up yet"

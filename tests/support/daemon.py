@@ -1,6 +1,6 @@
 """`clr run` with a sync that only pretends, as a process of its own for tests of signals.
 
-Arguments: how long a sync takes in seconds, and what becomes of it: ok, fail, crash or stubborn. A third one is what the
+Arguments: how long a sync takes in seconds, and what becomes of it: ok, fail, crash or stubborn. A third is what the
 clock shows at the start, for the schedule.
 """
 
