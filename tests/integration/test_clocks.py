@@ -11,6 +11,7 @@ import os
 import random
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -106,7 +107,7 @@ def test_whatever_the_clock_shows_versions_grow_and_a_subscriber_follows(tmp_pat
             generation = {file.name: file.generation_num for file in alpha.files}["alpha.vmdk"]
             seen.append((library.version, alpha.version, alpha.content_version, alpha.etag, generation))
         assert check(url, full=True).problems == ()
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         assert all(new > old for old, new in zip(before, after, strict=True))
     created = {item.name: item.created for item in library.items}
     assert created["alpha"].startswith("1970-01-01T00:0")
@@ -214,9 +215,7 @@ def test_a_clock_that_is_set_by_hours_makes_a_daemon_look_dead_until_its_next_be
         for hours in (-2, 2):
             os.utime(heartbeat, (time.time() + hours * 3600,) * 2)
             assert health._beats(heartbeat)
-            async with asyncio.timeout(20):
-                while health._beats(heartbeat):
-                    await asyncio.sleep(0.05)
+            await asyncio.to_thread(wait_until, lambda: not health._beats(heartbeat), 20, "the next beat")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
