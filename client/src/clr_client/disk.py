@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from clr_client.errors import StoreError
@@ -28,10 +29,15 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file in one step: readers see the old content or the new."""
+    """Replace a file in one step: readers see the old content or the new. A failure leaves nothing behind."""
     unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-    write_file(unfinished, data)
-    unfinished.rename(path)
+    try:
+        write_file(unfinished, data)
+        unfinished.rename(path)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

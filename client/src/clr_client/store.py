@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING
 
 from clr_client import moments
 from clr_client.disk import NO_LINKS, UNFINISHED, link, remove, replace_file, sync_folder, unusable, write_file
-from clr_client.errors import HeldError, LockedError, ManifestError, StoreError, TreeError
+from clr_client.errors import ClrError, HeldError, LockedError, ManifestError, StoreError, TreeError
 from clr_client.moments import Moment
 from clr_client.readable import link_names, read_links
 from clr_client.transport.runner import inheriting
@@ -156,9 +156,9 @@ class Store:
             self._clear_trees(self.generation_numbers())
         except OSError as error:
             raise unusable(self.root, error) from error
-        if not self.reserve.exists():
+        if not _has_size(self.reserve, RESERVE_BYTES):
             with suppress(OSError):  # a full volume; it has what it needs or will say what it lacks
-                write_file(self.reserve, bytes(RESERVE_BYTES))
+                replace_file(self.reserve, bytes(RESERVE_BYTES))
 
     def _try_links(self) -> None:
         """Refuse a file system on which nothing could be published, before anything is fetched for it.
@@ -394,13 +394,24 @@ class Store:
         return number
 
     def _build_tree(self, item: PublishedItem, manifest: bytes, source: TreeSource) -> None:
-        from clr_client.content.ova import unpack
-
         tree = self.tree(item)
         tree.parent.mkdir(exist_ok=True)
         unfinished = tree.with_name(UNFINISHED + tree.name)
         remove(unfinished)
         unfinished.mkdir()
+        try:
+            self._fill_tree(unfinished, item, manifest, source)
+        except (OSError, ClrError):
+            with suppress(OSError):  # room again, also on a volume that is full
+                remove(unfinished)
+            raise
+        unfinished.rename(tree)
+        sync_folder(tree.parent)
+        sync_folder(self.items)
+
+    def _fill_tree(self, unfinished: Path, item: PublishedItem, manifest: bytes, source: TreeSource) -> None:
+        from clr_client.content.ova import unpack
+
         if source.unpack:
             packed = {file.name: file.digest for file in item.files if file.name not in source.files}
             try:
@@ -415,9 +426,6 @@ class Store:
             link(path, unfinished / name)
         write_file(unfinished / "item.json", manifest)
         sync_folder(unfinished)
-        unfinished.rename(tree)
-        sync_folder(tree.parent)
-        sync_folder(self.items)
 
     def _build_generation(self, number: int, library: PublishedLibrary, lib: bytes, items: bytes) -> None:
         folder = self.generations / f"{UNFINISHED}{number}"
