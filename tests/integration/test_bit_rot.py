@@ -126,7 +126,9 @@ def test_a_reader_in_the_middle_of_the_damaged_file_reads_on_and_the_next_one_ge
     site.sync()
     with running(site):
         url = f"http://127.0.0.1:{site.environment['HTTP_PORT']}/lib.json"
-        wait_until(lambda: "the next sync is due" in (site.home / "run.log").read_text(), what="the end of its first sync")
+        wait_until(
+            lambda: "the next sync is due" in (site.home / "run.log").read_text(), what="the end of its first sync"
+        )
         assert check(url, full=True).ok
         flip(place(site, "alpha", DISK), BIG - 10)
         rotten = place(site, "alpha", DISK).read_bytes()
@@ -251,9 +253,7 @@ def test_a_file_that_changed_at_the_server_meanwhile_becomes_a_new_version(libra
     assert (verify(site).found, damaged(site)) == ((), [])
 
 
-def test_other_content_of_the_same_size_and_time_at_the_server_becomes_a_new_version(
-    library: Path, site: Site
-) -> None:
+def test_other_content_of_the_same_size_and_time_at_the_server_becomes_a_new_version(library: Path, site: Site) -> None:
     (library / "tools").mkdir()
     replace(library / "tools" / "tools.bin", b"a" * 50_000)
     os.utime(library / "tools" / "tools.bin", (1_700_000_000, 1_700_000_000))
@@ -343,9 +343,7 @@ def test_where_the_mirror_has_its_own_sound_copy_nothing_crosses_the_line(server
     assert disk.samefile(site.store.mirror / "alpha" / DISK)
 
 
-def test_rot_that_nobody_noticed_is_no_new_version_even_where_the_digests_were_lost(
-    library: Path, site: Site
-) -> None:
+def test_rot_that_nobody_noticed_is_no_new_version_even_where_the_digests_were_lost(library: Path, site: Site) -> None:
     two_files(library)
     site.sync()
     before = site.manifests()

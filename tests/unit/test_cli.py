@@ -26,7 +26,7 @@ from clr_client.plan import Action, ItemPlan, Plan
 from clr_client.reporting import status as statuses
 from clr_client.reporting.status import Held, Report
 from clr_client.store import Store
-from support.templates import fake_template
+from support.templates import fake_template, replace
 from support.volume import Volume
 
 if TYPE_CHECKING:
@@ -350,8 +350,8 @@ def test_status_for_programs_is_the_status_file_also_before_the_first_run(
     clr: Any, environment: dict[str, str]
 ) -> None:
     empty = json.loads(clr("status", "--json").stdout)
-    nothing = {"published": False, "library": {}, "failures_in_row": 0, "last_success": "", "held": [], "runs": []}
-    assert empty == {"schema": 1, **nothing}
+    nothing = {"published": False, "library": {}, "failures_in_row": 0, "last_success": "", "held": [], "damaged": []}
+    assert empty == {"schema": 1, **nothing, "verification": {}, "runs": []}
     put_status(environment, Report("hand", "2026-11-21T20:00:00+00:00", version=1, added=("a",)))
     document = json.loads(clr("status", "--json").stdout)
     assert document["published"] is True
@@ -430,8 +430,32 @@ def test_verify_ends_with_code_4_and_names_what_is_damaged_and_the_remedy(
     assert result.exit_code == 4
     first, last = result.stdout.splitlines()
     assert first == f"items/{item.uuid}/1/disk.vmdk: is not what was published"
-    assert last.startswith("1 damaged; ")
-    assert "to mend a file, remove its folder below items/" in last
+    assert last == "1 damaged; the next sync mends it, or at once: clr verify --repair"
+    status = clr("status")
+    assert f"damaged: items/{item.uuid}/1/disk.vmdk: is not what was published\n" in status.stdout
+    assert ": 4 B read in 0 s; 1 found damaged; 1 still damaged\n" in status.stdout
+
+
+def test_verify_mends_what_the_mirror_has_sound_and_ends_with_code_4_only_for_the_rest(
+    clr: Any, environment: dict[str, str]
+) -> None:
+    volume = Volume(Path(environment["CLR_LIBRARY_DIR"]))
+    volume.put("a/disk.vmdk", b"good")
+    volume.put("b/disk.vmdk", b"good")
+    mended, lost = volume.sync().items
+    replace(volume.store.tree(mended) / "disk.vmdk", b"evil")
+    (volume.store.tree(lost) / "disk.vmdk").write_bytes(b"evil")
+    away = {"SYNC_PEER": "127.0.0.1", "SYNC_PORT": "1", "SYNC_CONNECT_TIMEOUT": "5"}
+    result = process("verify", "--repair", env={**environment, **away})
+    assert result.returncode == 4
+    assert f"mended: items/{mended.uuid}/1/disk.vmdk: is not what was published" in result.stdout
+    assert f"damaged: items/{lost.uuid}/1/disk.vmdk: is not what was published; no connection" in result.stdout
+    assert result.stdout.endswith("; 2 found damaged; 1 mended; 1 still damaged\n")
+    volume.put("b/disk.vmdk", b"good")
+    again = process("verify", "--repair", env=environment)
+    assert again.returncode == 0
+    assert again.stdout.endswith("; 1 found damaged; 1 mended\n")
+    assert clr("verify").stdout == "all is as published\n"
 
 
 def test_verify_of_nothing_fails(clr: Any) -> None:

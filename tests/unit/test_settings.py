@@ -99,6 +99,7 @@ BAD: dict[str, list[str]] = {
     "SYNC_USER": ["u" * 33, "a\nb"],
     "SYNC_HOST_KEY": ["SHA256:short", "yes", "ssh-ed25519", "host ssh-ed25519 AAAA", "MD5:00:11"],
     "SYNC_SCHEDULE": ["0 0 31 2 *", "0 0 0 * * *", "garbage", "61 * * * *", "@never"],
+    "VERIFY_SCHEDULE": ["0 0 31 2 *", "0 0 0 * * *", "off", "never"],
     "SYNC_DELAY": ["maybe", "2", "tru"],
     "SYNC_DELAY_MAX_SECONDS": ["-1", "604801", "6h", "x"],
     "SYNC_MAX_BW": ["abc", "-1", "1.5.5m", "1 m", "10mbit", "1t", "0.4", "100b", "0.1k"],

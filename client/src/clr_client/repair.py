@@ -123,19 +123,20 @@ def _mend_item(
 ) -> Iterator[tuple[Damage, bool]]:
     mirrored = {file.path for file in scan(store.mirror)}
     for damage, file in damages:
-        path = (store.tree(item) / file.name).relative_to(store.root).as_posix()
-        now = dataclasses.replace(damage, path=path, hindrance="")
-        if path != damage.path:  # a newer version of the item, with the same file
+        place, noted_at = store.tree(item) / file.name, store.root / damage.path
+        now = dataclasses.replace(damage, path=place.relative_to(store.root).as_posix(), hindrance="")
+        if now.path != damage.path:  # a newer version of the item was published since
             strike_out(store, damage)
         try:
-            reason = flaw(store.root / path, file)
-            if not reason and not _is_withdrawn(store.root / damage.path):
-                strike_out(store, damage)
-                log.info("%s is what was published, now that it was read again", path)
-                continue
-            if reason:
+            if flaw(place, file):
                 _withdraw(store, item, file)
                 _restore(store, item, file, origin(item, file.name, mirrored), fetched)
+            elif noted_at not in _same_files(store, item, file):
+                continue
+            elif noted_at == place and not _is_withdrawn(place):
+                strike_out(store, damage)
+                log.info("%s is what was published, now that it was read again", now.path)
+                continue
             _spread(store, item, file)
             yield now, True
         except HeldError as error:
@@ -236,33 +237,39 @@ def _same_files(store: Store, item: PublishedItem, file: PublishedFile) -> list[
 def _withdraw(store: Store, item: PublishedItem, file: PublishedFile) -> None:
     """Take a damaged file aside, under every name that it is served by."""
     place = store.tree(item) / file.name
-    if not os.path.lexists(place):
+    known = place if os.path.lexists(place) else _aside(place)
+    if not os.path.lexists(known):
         return
-    inode = place.lstat().st_ino
+    inode = known.lstat().st_ino
     for path in _same_files(store, item, file):
         if os.path.lexists(path) and path.lstat().st_ino == inode:
-            aside = path.parent / ASIDE
-            aside.mkdir(exist_ok=True)
-            remove(aside / path.name)
-            path.rename(aside / path.name)
-            sync_folder(aside)
+            _aside(path).parent.mkdir(exist_ok=True)
+            remove(_aside(path))
+            path.rename(_aside(path))
+            sync_folder(_aside(path).parent)
             sync_folder(path.parent)
 
 
+def _aside(path: Path) -> Path:
+    return path.parent / ASIDE / path.name
+
+
 def _is_withdrawn(path: Path) -> bool:
-    return os.path.lexists(path.parent / ASIDE / path.name)
+    return os.path.lexists(_aside(path))
 
 
 def _spread(store: Store, item: PublishedItem, file: PublishedFile) -> None:
-    """Put the mended file wherever the damaged one was withdrawn, and throw that away."""
-    mended = store.tree(item) / file.name
-    for path in _same_files(store, item, file):
-        if not os.path.lexists(path):
+    """Put the mended file into the trees of older versions as well, and throw away the damaged one."""
+    mended, *others = _same_files(store, item, file)
+    for path in others:
+        if not (os.path.lexists(path) and path.samefile(mended)) and flaw(path, file):
+            remove(path)
             _put(mended, path)
+    for path in (*others, mended):  # last of all what tells the next run, if this one is killed, that work was left
         if _is_withdrawn(path):
-            remove(path.parent / ASIDE / path.name)
+            remove(_aside(path))
             with suppress(OSError):  # others are in there still
-                (path.parent / ASIDE).rmdir()
+                _aside(path).parent.rmdir()
 
 
 async def mend(job: Job) -> Mended:
@@ -277,7 +284,7 @@ async def mend(job: Job) -> Mended:
 
     def choose(listing: Listing) -> tuple[ItemPlan, ...]:
         hindrances.clear()
-        return _wanted(library, files, listing, hindrances)
+        return wanted(library, files, listing, hindrances)
 
     try:
         pulled = await fetch_again(job, choose)
@@ -299,7 +306,7 @@ async def mend(job: Job) -> Mended:
     return Mended((*first.mended, *second.mended), tuple(left))
 
 
-def _wanted(
+def wanted(
     library: PublishedLibrary, damages: Sequence[Damage], listing: Listing, hindrances: dict[str, str]
 ) -> tuple[ItemPlan, ...]:
     """Choose what to fetch again, and say of the rest why not."""

@@ -96,12 +96,6 @@ class Settings:
         "Bandwidth limit as rsync takes it: 1.5m is 1.5 MiB/s, 0 is unlimited.",
         group="Sync",
     )
-    verify_schedule: schedule.Schedule | None = _setting(
-        CronOrNever(),
-        "",
-        "When to read everything published again and mend what is damaged. Empty: never.",
-        group="Safety",
-    )
     sync_include: tuple[str, ...] = _setting(
         Words(),
         "",
@@ -138,6 +132,12 @@ class Settings:
         Duration(),
         "7d",
         "Longest run; then it stops cleanly and the next run goes on. 0 is no limit.",
+        group="Safety",
+    )
+    verify_schedule: schedule.Schedule | None = _setting(
+        CronOrNever(),
+        "",
+        "When to read everything published again and mend what is damaged. Empty: never.",
         group="Safety",
     )
     library_name: str = _setting(Label(1, 80), "Library", "Name of the library in its manifest.", group="Library")

@@ -46,11 +46,18 @@ def as_text(
     if generations:
         lines.append(f"generations kept: {', '.join(map(str, generations))}")
     lines += [f"held: {_shown(held['key'])}: {_shown(held['reason'])}{_serves(held)}" for held in status.held]
+    lines += [f"damaged: {_shown(damage['path'])}: {_shown(_why(damage))}" for damage in status.damaged]
+    if status.verification:
+        ended, summary = status.verification["ended"], status.verification["summary"]
+        lines.append(f"verified {_local(ended, settings)}: {_shown(summary)}")
     for run in status.runs[:SHOWN_RUNS]:
         text = f"failed: {run['error']}" if run["result"] == statuses.FAILED else run["summary"]
         lines.append(f"{_local(run['started'], settings)} ({_shown(run['trigger'])}) {_shown(text)}")
     following = settings.sync_schedule.next_after(datetime.now(UTC), settings.tz).astimezone(settings.tz)
     lines.append(f"next: {following:%a %Y-%m-%d %H:%M %Z}")
+    if settings.verify_schedule:
+        following = settings.verify_schedule.next_after(datetime.now(UTC), settings.tz).astimezone(settings.tz)
+        lines.append(f"next verification: {following:%a %Y-%m-%d %H:%M %Z}")
     return "\n".join(lines)
 
 
@@ -68,6 +75,10 @@ def _shown(value: object) -> str:
 
 def _serves(held: Mapping[str, Any]) -> str:
     return f" (version {held['serves']} stays published)" if held["serves"] else ""
+
+
+def _why(damage: Mapping[str, Any]) -> str:
+    return "; ".join(str(damage[name]) for name in ("reason", "hindrance") if damage.get(name))
 
 
 def _local(text: object, settings: Settings) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import json
 import logging
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ log = logging.getLogger("clr.status")
 
 SCHEMA = 1
 KEPT_RUNS = 50
+MOST_NAMED, MOST_HELD = 100, 1000
+"""Names of each kind that are kept of one run, and items shown as held now: how many there are a server decides."""
 SUCCESS, PARTIAL, FAILED, PAUSED = "success", "partial", "failed", "paused"
 
 
@@ -137,10 +139,9 @@ class Status:
             library=library or {},
             failures_in_row=self.failures_in_row + 1 if failed else 0,
             last_success=report.ended if report.result == SUCCESS else self.last_success,
-            held=self.held if got_nowhere else tuple(dataclasses.asdict(held) for held in report.held),
+            held=self.held if got_nowhere else tuple(dataclasses.asdict(held) for held in report.held[:MOST_HELD]),
             runs=(_plain(report), *self.runs)[:KEPT_RUNS],
         )
-
 
     def knowing(self, damaged: Iterable[Damage], verification: Verification | None = None) -> Status:
         """Return the status with what is damaged now and, if there was one, the newest verification."""
@@ -154,13 +155,16 @@ class Status:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Keep others from changing the status file at the same time: a verification ends while a sync is at work."""
-    with path.with_name(".status.lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        with suppress(OSError):  # a full volume; what is at stake is history
+            fcntl.flock(stack.enter_context(path.with_name(".lock-status").open("a")), fcntl.LOCK_EX)
         yield
 
 
 def _plain(report: Report | Verification) -> dict[str, Any]:
-    return {**dataclasses.asdict(report), "summary": printable(report.summary)}
+    fields = {name: getattr(report, name) for name in report.__dataclass_fields__}
+    lists = {name: value[:MOST_NAMED] for name, value in fields.items() if isinstance(value, tuple)}
+    return {**dataclasses.asdict(dataclasses.replace(report, **lists)), "summary": printable(report.summary)}
 
 
 def load(path: Path) -> Status:
