@@ -17,7 +17,7 @@ sessions=${SYNC_MAX_SESSIONS:-200}
 
 # Values come from outside: no control characters in the log.
 say() {
-    printf '%s\n' "$1" | LC_ALL=C tr -c '[:print:]\n' '?'
+    printf '%s\n' "$*" | LC_ALL=C tr -c '[:print:]\n' '?'
 }
 
 fail() {
@@ -54,15 +54,15 @@ make_account() {
     id "$account" >/dev/null 2>&1 || fail "CLR_ACCOUNT=$account: allowed is an account of this machine"
 }
 
+# 3.5.0 is what Debian 12 and 13 carry as a security update. The number alone is judged: which revision of another
+# distribution has the fixes cannot be told from here.
 report_rsync() {
     version=$(rsync --version | sed -n '1s/^rsync  *version \([^ ]*\).*/\1/p')
     package=$(dpkg-query -W -f '${Version}' rsync 2>/dev/null || true)
     say "rsync $version (package ${package:-none})"
-    dpkg --compare-versions "${version#v}" lt 3.5.0 || return 0
-    case $package in
-    *+deb[0-9]*u[0-9]* | *ubuntu*.[0-9]*) ;; # the distribution's security team has been at it
-    *) say "warning: rsync $version is older than 3.5.0, whose fixes keep a client inside the library; rebuild the image with updates" ;;
-    esac
+    ! dpkg --compare-versions "${version#v}" lt 3.5.0 ||
+        say "warning: rsync $version has holes by which a stolen key can leave the library (CVE-2026-53783) or write to memory" \
+            "(CVE-2026-70461), unless its distribution has closed them; use 3.5.0 or newer (a rebuilt image has it)"
 }
 
 # Sessions write their lines into a fifo, because they may not write to this process's output, sshd its messages into a socket.

@@ -52,6 +52,33 @@ def test_an_image_holds_no_keys_and_no_package_lists(images: None, role: str) ->
 
 
 @pytest.mark.parametrize("role", ROLES)
+def test_an_image_holds_no_program_that_gives_rights(images: None, role: str) -> None:
+    find = ("find", "/", "-xdev", "-type", "f", "-perm", "/6000")
+    assert run("docker", "run", "--rm", "--entrypoint", find[0], IMAGE.format(role=role), *find[1:]).stdout == ""
+    find = ("find", "/usr", "/etc", "/opt", "-xdev", "-perm", "-o=w", "!", "-type", "l")
+    assert run("docker", "run", "--rm", "--entrypoint", find[0], IMAGE.format(role=role), *find[1:]).stdout == ""
+    getcap = (
+        "import os; print([p for d, _, f in os.walk('/usr') for p in (os.path.join(d, n) for n in f)"
+        " if not os.path.islink(p) and 'security.capability' in os.listxattr(p)])"
+    )
+    entry = ("--entrypoint", "python3", IMAGE.format(role=role), "-ISc", getcap)
+    assert run("docker", "run", "--rm", *entry).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_image_has_the_rsync_whose_holes_are_closed(images: None, role: str) -> None:
+    entry = ("--entrypoint", "rsync", IMAGE.format(role=role), "--version")
+    version = re.search(r"version v?(\d+)\.(\d+)\.", run("docker", "run", "--rm", *entry).stdout)
+    assert version
+    assert (int(version[1]), int(version[2])) >= (3, 5)
+
+
+def test_a_schedule_in_a_zone_of_the_old_names_is_known(images: None) -> None:
+    settings = ("-e", "TZ=US/Eastern", "-e", "SYNC_PEER=nobody.example")
+    assert "(US/Eastern)" in docker("run", "--rm", *settings, IMAGE.format(role="client"), "schedule")
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_data_of_a_site_never_gets_into_an_image(images: None, role: str, tmp_path: Path) -> None:
     context = tmp_path / role
     shutil.copytree(ROOT / role, context, ignore=shutil.ignore_patterns("data"))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from support.engine import Pair
 
 NET_BIND_SERVICE = 1 << 10
+CAPABILITIES = {
+    "server": {"SETGID", "SETUID", "SYS_CHROOT"},
+    "client": {"CHOWN", "DAC_READ_SEARCH", "NET_BIND_SERVICE", "SETGID", "SETUID"},
+}
 
 
 def processes(pair: Pair, role: str) -> dict[str, tuple[int, int]]:
@@ -59,6 +63,8 @@ def test_nothing_outside_the_volumes_can_be_written(make_pair: Callable[..., Pai
     host = pair.inspect(role)["HostConfig"]
     assert host["ReadonlyRootfs"]
     assert host["CapDrop"] == ["ALL"]
+    assert set(host["CapAdd"]) == CAPABILITIES[role]
+    assert not host["Privileged"]
     assert any(option.startswith("no-new-privileges") for option in host["SecurityOpt"])
     assert host["PidsLimit"] > 0
     assert host["LogConfig"]["Config"]["max-size"]
@@ -175,3 +181,34 @@ def test_a_container_without_the_right_to_change_accounts_says_so() -> None:
 
 def test_the_image_runs_with_plain_docker_run() -> None:
     assert "caddy" in docker("run", "--rm", "clr-e2e-client", "version").lower()
+
+
+def test_nothing_but_memory_a_random_account_and_no_way_out_is_enough_for_a_client(
+    make_pair: Callable[..., Pair],
+) -> None:
+    pair = make_pair()
+    fake_template(pair.templates / "one")
+    (pair.client_data / "ssh/id_syncer").chmod(0o644)
+    pair.up("server")
+    network, name = f"inside-{pair.id}", f"clr-inside-{pair.id}"
+    docker("network", "create", "--internal", network)
+    try:
+        docker("network", "connect", network, pair.name("server"))
+        memory = [word for place in ("/run", "/tmp", "/syncer/library", "/data") for word in ("--tmpfs", place)]
+        locked = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "1000650000:0")
+        settings = (
+            "-e",
+            f"SYNC_PEER={pair.name('server')}",
+            "-e",
+            "SYNC_PORT=22",
+            "-v",
+            f"{pair.client_data}/ssh:/syncer/.ssh:ro",
+        )
+        docker("run", "-d", "--name", name, "--network", network, *locked, *memory, *settings, "clr-e2e-client")
+        wait_until(lambda: "success: 1 added" in docker("logs", name), 60, "the first sync")
+        docker("exec", name, "clr", "check", "http://localhost/lib.json", "--full")
+        docker("exec", name, "clr", "healthcheck")
+    finally:
+        docker("rm", "-f", name, check=False)
+        docker("network", "disconnect", "-f", network, pair.name("server"), check=False)
+        docker("network", "rm", network, check=False)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support import engine
+from support.audit import audit
 from support.engine import Pair, run
 from support.server import free_port, make_key, wait_until
 
@@ -580,6 +581,12 @@ def test_nobody_else_is_let_in(theft: Theft) -> None:
         assert b"Permission denied (publickey)" in output, name
     fingerprint = run("ssh-keygen", "-lf", stranger).stdout.split()[1]
     wait_until(lambda: fingerprint in theft.log(), what="the stranger's key in the log")
+
+
+def test_ssh_audit_finds_nothing_outside_of_its_hardened_policy(theft: Theft) -> None:
+    with socket.create_connection((theft.pair.address, theft.pair.ssh_port), timeout=20) as connection:
+        banner = connection.recv(255).decode("ascii")
+    assert audit(theft.pair.address, theft.pair.ssh_port, banner, theft.work) == ""
 
 
 DSA = "ssh-dss AAAAB3NzaC1kc3MAAACBAIhnJZ8GpnBhbmvJKvCMpTnDUWvBEvPPcOoeXqF7e+rGfKLOqBJcfHnRN4w8VjDpTxdVDXJQ7yQYH a@b\n"

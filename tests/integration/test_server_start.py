@@ -232,8 +232,8 @@ def test_it_ends_with_a_nonzero_code_when_sshd_does(library: Path, tmp_path: Pat
         ("3.5.0", "3.5.0+ds1-1", False),
         ("3.10.0", "3.10.0-1", False),
         ("3.4.1", "3.4.1+ds1-5", True),
-        ("3.4.1", "3.4.1+ds1-5+deb13u3", False),
-        ("v3.2.7", "3.2.7-1ubuntu1.4", False),
+        ("3.4.1", "3.4.1+ds1-5+deb13u3", True),
+        ("v3.2.7", "3.2.7-1ubuntu1.4", True),
         ("3.2.7", "3.2.7-1ubuntu1", True),
         ("3.4.3", None, True),
     ],
@@ -254,7 +254,8 @@ def test_an_rsync_without_the_fixes_of_3_5_is_warned_about(
     server.environment["PATH"] = f"{programs}:{server.environment['PATH']}"
     with server:
         assert f"rsync {version} " in server.log_text()
-        assert ("older than 3.5.0" in server.log_text()) is warned
+        assert ("CVE-2026-53783" in server.log_text()) is warned
+        assert ("use 3.5.0 or newer" in server.log_text()) is warned
 
 
 def test_paths_with_spaces_and_quotes_are_served(tmp_path: Path) -> None:

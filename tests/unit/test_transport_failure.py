@@ -120,6 +120,11 @@ def test_an_rsync_with_the_fixes_is_not_warned_about(version: str) -> None:
     assert rsync_warning(version) is None
 
 
-@pytest.mark.parametrize("version", ["3.2.7", "3.4.1", "3.4.3", "missing"])
-def test_an_rsync_without_the_fixes_is_warned_about(version: str) -> None:
+@pytest.mark.parametrize("version", ["3.2.7", "3.4.1", "3.4.3"])
+def test_an_rsync_without_the_fixes_is_warned_about_with_the_reason(version: str) -> None:
+    assert "CVE-2026-70458" in str(rsync_warning(version))
     assert "3.5.0" in str(rsync_warning(version))
+
+
+def test_an_rsync_whose_version_cannot_be_told_is_warned_about() -> None:
+    assert "3.5.0" in str(rsync_warning("missing"))

@@ -35,8 +35,9 @@ def rsync_warning(version_text: str) -> str | None:
     if tuple(int(part) for part in match.groups()) >= LEAST_RSYNC:
         return None
     return (
-        f"rsync {match[0]} has holes that a malicious server can use, unless its distribution has closed"
-        " them; use 3.5.0 or newer (a rebuilt image has it)"
+        f"rsync {match[0]} has holes by which a malicious server can write to memory (CVE-2026-70458) or hold the"
+        " client up for ever (CVE-2026-70462), unless its distribution has closed them; use 3.5.0 or newer"
+        " (a rebuilt image has it)"
     )
 
 
