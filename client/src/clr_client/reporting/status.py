@@ -8,6 +8,7 @@ import json
 import logging
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from clr_client.text import printable, size, span
@@ -147,7 +148,7 @@ class Status:
         """Return the status with what is damaged now and, if there was one, the newest verification."""
         return dataclasses.replace(
             self,
-            damaged=tuple(dataclasses.asdict(damage) for damage in damaged),
+            damaged=tuple(dataclasses.asdict(damage) for damage in islice(damaged, MOST_NAMED)),
             verification=_plain(verification) if verification else self.verification,
         )
 
@@ -162,9 +163,9 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def _plain(report: Report | Verification) -> dict[str, Any]:
-    fields = {name: getattr(report, name) for name in report.__dataclass_fields__}
+    fields = dataclasses.asdict(report)
     lists = {name: value[:MOST_NAMED] for name, value in fields.items() if isinstance(value, tuple)}
-    return {**dataclasses.asdict(dataclasses.replace(report, **lists)), "summary": printable(report.summary)}
+    return {**fields, **lists, "summary": printable(report.summary)}
 
 
 def load(path: Path) -> Status:
