@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from clr_client.web import config
@@ -208,6 +209,96 @@ def test_hidden_and_foreign_files_are_not_found_in_any_spelling(either: Web, pat
     assert answer.body != b"state"
 
 
+SECRET = b"nobody may read this"
+ON_THE_VOLUME = [
+    ".lock",
+    ".reserve",
+    ".new-current-x",
+    "status.json",
+    "progress.json",
+    "known_hosts",
+    "digests.json",
+    "pinned",
+    "basis/0/disk.vmdk",
+    "mirror/Tmpl one/disk.vmdk",
+    "mirror/Tmpl one/.clr-partial/disk.vmdk",
+    "mirror/.ssh/id_syncer",
+    "generations/1/.state.json",
+    "generations/1/.published.json",
+    "generations/.new-2/lib.json",
+    "items/.new-u2/disk.vmdk",
+    "items/u1/.new-2/disk.vmdk",
+    "items/u1/1/.htaccess",
+    "items/u1/1/.rsync-partial/disk.vmdk",
+    "items/u1/1/.vSphere-HA/disk.vmdk",
+    "items/u1/1/.disk.vmdk.Xa81kZ",
+]
+
+
+@pytest.mark.parametrize("file", ON_THE_VOLUME)
+def test_what_the_client_keeps_for_itself_is_on_the_volume_and_not_found(either: Web, file: str) -> None:
+    path = either.library / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(SECRET)
+    quoted = quote(file)
+    beside = quoted.removeprefix("generations/1/").removeprefix("items/")  # as seen from the root that is served
+    readable = quoted.replace("items/u1/1/", "Tmpl%20one/")
+    for asked in (f"/{quoted}", f"/{beside}", f"/_items/{beside}", f"/_items/../{quoted}", f"/{readable}"):
+        for spelling in (asked, asked.replace(".", "%2e"), f"/.{asked}", f"/x/..{asked}", f"/_items/..{asked}"):
+            answer = either.ask(spelling)
+            assert answer.status in {400, 404}, spelling
+            assert SECRET not in answer.body
+            assert either.ask(spelling, "HEAD").status in {400, 404}
+    hidden = next((part for part in Path(file).parts if part.startswith(".")), Path(file).parts[0])
+    for page in ("/", "/Tmpl%20one/"):
+        assert f">{hidden}".encode() not in either.ask(page).body
+    path.unlink()
+
+
+RAW = [
+    b"GET /lib.json\r\n\r\n",
+    b"GET /lib.json HTTP/1.1\r\n\r\n",
+    b"GET /lib.json HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"GET /lib.json\0 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /lib.json HTTP/9.9\r\nHost: x\r\n\r\n",
+    b"GET lib.json HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET ../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET file:///etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /lib.json HTTP/1.1\r\nHost: ../../etc/passwd\r\n\r\n",
+    b"GET /../status.json HTTP/1.1\r\nHost: x\r\nX-Forwarded-Host: evil\r\nX-Original-URL: /.state.json\r\n\r\n",
+    b"GET /x HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    b"GET /x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"GET /x HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 2_000_000 + b"\r\n\r\n",
+    b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: 127.0.0.1:22\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+    bytes(range(256)) * 10,
+]
+
+
+@pytest.mark.parametrize("request_", RAW, ids=lambda raw: repr(raw[:40]))
+def test_malformed_request_is_refused_and_nothing_outside_is_sent(either: Web, request_: bytes) -> None:
+    (either.library / "status.json").write_bytes(SECRET)
+    answer = b""
+    with contextlib.closing(either.connect()) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(request_)
+            connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    assert SECRET not in answer
+    assert b"root:" not in answer
+    assert b'"state"' not in answer
+    status = answer.split(b" ")[1] if answer.startswith(b"HTTP/1.") else b"400"
+    harmless = request_.startswith((b"OPTIONS", b"GET /lib.json HTTP/1.1\r\nHost: ../"))
+    assert status.startswith((b"4", b"505")) or (harmless and status == b"200" and b"etc" not in answer), answer[:200]
+    assert either.ask("/lib.json").status == 200
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "BREW"])
 def test_other_methods_are_refused_with_those_allowed(either: Web, method: str) -> None:
     answer = either.ask("/lib.json", method, {"Content-Length": "0"})
@@ -375,6 +466,30 @@ def test_client_that_never_finishes_its_request_is_hung_up_on(impatient: Web) ->
         slow.sendall(b"GET /lib.json HTTP/1.1\r\nHost: x\r\n")
         slow.settimeout(15)
         assert b"200 OK" not in slow.recv(1000)
+
+
+def test_client_that_never_finishes_its_handshake_is_hung_up_on_and_hundreds_of_them_keep_nobody_waiting(
+    program: str, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "HEADER_TIMEOUT", "2s")
+    name = "library.example.com"
+    settings = {"TLS_NAME": name, "TLS_CUSTOM_CERT": "true"}
+    with TemporaryDirectory(dir=short_tmp) as home, contextlib.ExitStack() as stack:
+        caddy.make_pair(Path(home) / "certs", name)
+        web = stack.enter_context(caddy.web(Path(home), program, **settings))
+        web.publish(1, FILES)
+        slow = []
+        for number in range(300):
+            connection = socket.create_connection(("127.0.0.1", web.https), timeout=20)
+            slow.append(stack.enter_context(contextlib.closing(connection)))
+            connection.sendall(b"\x16\x03\x01\x02\x00"[: number % 6])
+        started = time.monotonic()
+        assert web.ask("/_items/u1/1/disk.vmdk", tls=True, name=name).body == DISK
+        assert time.monotonic() - started < 5
+        for connection in slow:
+            with contextlib.suppress(ConnectionError):
+                while connection.recv(1000):
+                    pass
 
 
 def test_slow_download_outlives_the_time_allowed_for_requests(impatient: Web) -> None:
