@@ -186,8 +186,10 @@ def _describe(
 def _record(store: Store, report: Report) -> None:
     """Log the run's summary and add it to the status file, whose loss would lose nothing but history."""
     level = logging.INFO if report.result in {statuses.SUCCESS, statuses.PAUSED} else logging.WARNING
-    for held in report.held:
+    for held in report.held[: statuses.MOST_HELD]:
         log.warning("%s is held: %s", held.key, held.reason)
+    if len(report.held) > statuses.MOST_HELD:
+        log.warning("%d more items are held", len(report.held) - statuses.MOST_HELD)
     for damage in report.damaged:
         log.warning("damaged: %s", damage)
     if report.result != statuses.FAILED:
