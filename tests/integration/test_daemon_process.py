@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -275,6 +276,32 @@ def test_dead_caddy_is_unhealthy_and_comes_back() -> None:
         daemon.until("Caddy ended with signal 9")
         assert any("does not answer on port" in problem for problem in daemon.problems)
         wait_until(lambda: not daemon.problems)
+
+
+def test_caddy_that_keeps_dying_is_unhealthy_and_stops_neither_syncs_nor_the_end(tmp_path: Path) -> None:
+    broken = tmp_path / "caddy"
+    broken.write_text("#!/bin/sh\ncat >/dev/null\necho 'Error: it is broken' >&2\nexit 3\n")
+    broken.chmod(0o755)
+    with running(*pretending(0), PATH=f"{tmp_path}:{os.environ['PATH']}") as daemon:
+        daemon.until("Caddy ended with exit code 3: it is broken; starting it again in 2 s")
+        assert "starting it again in 1 s" in daemon.said
+        assert any("does not answer on port" in problem for problem in daemon.problems)
+        daemon.send(signal.SIGUSR1)
+        daemon.until("sync began: hand")
+        started = time.monotonic()
+        assert daemon.end() == 0
+        assert time.monotonic() - started < 5
+        assert "Traceback" not in daemon.said
+
+
+def test_busy_port_is_named_and_used_once_it_is_free_while_syncs_go_on() -> None:
+    with socket.create_server(("0.0.0.0", free_port())) as other:
+        port = other.getsockname()[1]
+        with running(*pretending(0), HTTP_PORT=str(port)) as daemon:
+            daemon.until(f"another program uses port {port}, so Caddy cannot listen there")
+            daemon.until("sync ended")
+            other.close()
+            wait_until(lambda: not daemon.problems, 20, "the site")
 
 
 @pytest.mark.parametrize("tls", ["plain", "internal"])
