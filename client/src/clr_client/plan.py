@@ -125,9 +125,11 @@ def make_plan(
     :param complete: False when parts of the source could not be read; then nothing counts as gone.
     """
     here = {item.key for item in published.items} if published else set()
-    mirrored = {item.key: item for item in group(mirror.values())}
+    listed = {file.path: file for file in source}
+    items = group(listed.values())
+    mirrored = {item.key: item for item in (items if listed == mirror else group(mirror.values()))}
     plans = []
-    for item in group(source):
+    for item in items:
         fetch = tuple(file for file in parts(item) if mirror.get(file.path) != file)
         old = mirrored.get(item.key)
         if item.key in here and not complete and old and _paths(old) - _paths(item):
@@ -135,7 +137,7 @@ def make_plan(
         else:
             plan = _plan_item(item, fetch, choice, here=item.key in here, changed=old != item)
             older = tuple(file for file in plan.fetch if file.path in mirror and file.mtime < mirror[file.path].mtime)
-            plans.append(replace(plan, older=older))
+            plans.append(replace(plan, older=older) if older else plan)
     for key in here - {plan.key for plan in plans}:
         if not complete:
             plans.append(ItemPlan(key, Action.LEAVE, note=INCOMPLETE))

@@ -60,13 +60,14 @@ async def publish(
     """
     verified, held = await _verify(store, published, pulled)
     while True:
-        library, found, refused = _next(settings, store, published, original, pulled, verified, held)
+        library, before, refused = _next(settings, store, published, original, pulled, verified, held)
         if library == published and store.current_number() is not None and store.holds(library):
             break
         if store.current_number() is None and not library.items and (held or pulled.stopped):
             return None, tuple(held)  # subscribers wait for a first library that has something in it
+        sources = _tree_sources(store, library, before, {key: item for key, (item, _) in verified.items()})
         try:
-            number = await to_end(lambda: store.publish(library, found))  # noqa: B023 - awaited in this turn
+            number = await to_end(lambda: store.publish(library, sources))  # noqa: B023 - awaited in this turn
         except TreeError as error:
             held.append(Held(error.key, error.message))
             del verified[error.key]
@@ -85,8 +86,8 @@ def _next(
     pulled: Pulled,
     verified: Mapping[str, tuple[VerifiedItem, SourceItem]],
     held: Iterable[Held],
-) -> tuple[PublishedLibrary, dict[str, TreeSource], tuple[Held, ...]]:
-    """Return the next library, where its new trees' files come from, and what its names keep out."""
+) -> tuple[PublishedLibrary, PublishedLibrary | None, tuple[Held, ...]]:
+    """Return the next library, the one that it follows, and what its names keep out."""
     contents = {key: content_of(*pair) for key, pair in verified.items()}
     before = _with_waiting(published, original, contents)
     stays = {item.key for item in pulled.plan.having(Action.LEAVE)} | {item.key for item in held}
@@ -100,8 +101,7 @@ def _next(
         href_style=settings.library_hrefs,
         per_item_generations=settings.library_generation_num == "item",
     )
-    found = {key: item for key, (item, _) in verified.items()}
-    return library, _tree_sources(store, library, before, found), selection.held
+    return library, before, selection.held
 
 
 def _with_waiting(
@@ -232,10 +232,12 @@ def _tree_sources(
     published: PublishedLibrary | None,
     verified: Mapping[str, VerifiedItem],
 ) -> dict[str, TreeSource]:
-    """Say for each item where a new tree's files come from: the mirror, else the item's published tree."""
+    """Say for each item without a tree where its files come from: the mirror, else the item's published tree."""
     before = {item.id: item for item in published.items} if published else {}
     sources = {}
     for item in library.items:
+        if store.tree(item).is_dir():
+            continue
         found = verified.get(item.key)
         if found and _sha256(found) == _digests(item):
             files = {file.name: file.path for file in found.files if file.path is not None}

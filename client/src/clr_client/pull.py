@@ -23,7 +23,7 @@ from clr_client.plan import Action, Choice, Plan, guard, make_plan
 from clr_client.threads import to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from clr_client.files import FileInfo
     from clr_client.plan import ItemPlan
@@ -215,7 +215,7 @@ async def _list(job: Job, pulled: Pulled, link: Link) -> None:
     here = {file.path: file for file in scan(job.store.mirror)}
     found = Pulled(listing=listing, peer=link.peer)
     found.unconfirmed = unconfirmed.remaining(before, str(link.peer), listing.files, here)
-    _look_again(job, found)
+    _look_again(job, found, here)
     _guard(job, found)
     pulled.listing, pulled.plan, pulled.mirror = found.listing, found.plan, found.mirror
     pulled.peer, pulled.unconfirmed = link.peer, found.unconfirmed
@@ -279,15 +279,17 @@ def _say_how_to_pin(job: Job, link: Link, known: tuple[str, ...]) -> None:
         )
 
 
-def _look_again(job: Job, pulled: Pulled) -> None:
-    """Hold the newest listing against the mirror as it is now.
+def _look_again(job: Job, pulled: Pulled, here: Mapping[str, FileInfo] | None = None) -> None:
+    """Hold the newest listing against the mirror as it is now: ``here``, or what a look finds.
 
     What came from another server and was not confirmed by that one counts as not here, and is fetched again.
     """
     if pulled.listing is None:
         return
     peer, doubtful = str(pulled.peer), pulled.unconfirmed
-    pulled.mirror = {file.path: file for file in scan(job.store.mirror) if doubtful.get(file.path, peer) == peer}
+    if here is None:
+        here = {file.path: file for file in scan(job.store.mirror)}
+    pulled.mirror = {path: file for path, file in here.items() if doubtful.get(path, peer) == peer}
     pulled.plan = make_plan(
         pulled.listing.files,
         job.published,

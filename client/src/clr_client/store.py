@@ -353,7 +353,7 @@ class Store:
 
     def tree(self, item: PublishedItem) -> Path:
         """Folder of an item's immutable tree."""
-        return self.items / item.uuid / str(item.version)
+        return Path(f"{self.items}/{item.uuid}/{item.version}")
 
     def find_tree(self, item: PublishedItem) -> Path | None:
         """Return the folder with an item's files: its tree, or where versions were lost, the newest that fits."""

@@ -141,15 +141,16 @@ def _prune(settings: Settings, store: Store, pulled: Pulled, held: tuple[Held, .
     store.prune(settings.library_keep, settings.library_grace)
     if pulled.listing is None or not pulled.listing.complete or pulled.stopped:
         return
-    here = scan(store.mirror)
     keep = adopt.manifest_paths(store) if held else set()  # they know the ids of what is held still
+    left = {item.key for item in pulled.plan.having(Action.LEAVE) if item.source is None}
+    if left:
+        keep |= {file.path for file in scan(store.mirror) if not left.isdisjoint((file.path, file.folder))}
     for item in pulled.plan.items:
-        if item.source is None and item.action is Action.LEAVE:
-            keep |= {file.path for file in here if item.key in (file.path, file.folder)}
-        elif item.source is not None and item.action not in {Action.REMOVE, Action.SKIP}:
+        if item.source is not None and item.action not in {Action.REMOVE, Action.SKIP}:
             keep |= {file.path for file in parts(item.source)}
     unfinished = {file.path for file in pulled.plan.fetch}
-    kept_partials = (path for wanted, path in transport.partials(store.mirror).items() if wanted in unfinished)
+    partials = transport.partials(store.mirror) if unfinished else {}
+    kept_partials = (path for wanted, path in partials.items() if wanted in unfinished)
     store.prune_mirror(keep | {path.relative_to(store.mirror).as_posix() for path in kept_partials})
 
 

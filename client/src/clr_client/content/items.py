@@ -185,7 +185,7 @@ def scan(root: Path) -> tuple[FileInfo, ...]:
                 continue  # gone since its parent was read
             place = printable(str(root / folder))
             raise StoreError(f"cannot read the folder {place}: {error.strerror}", remedy(error.errno)) from error
-    return tuple(sorted(found))
+    return tuple(sorted(found, key=lambda file: file.path))
 
 
 def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:

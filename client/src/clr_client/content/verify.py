@@ -159,15 +159,15 @@ class _Found:
 
 def _check_folders(item: SourceItem, root: Path) -> None:
     """No folder on the way may be a link: it would lead out of the library."""
-    folder = root
+    folder = str(root)
     for segment in item.files[0].folder.split("/"):
-        folder /= segment
+        folder = f"{folder}/{segment}" if segment else folder
         try:
-            mode = folder.lstat().st_mode
+            mode = os.lstat(folder).st_mode
         except OSError as error:
             raise HeldError(f"the folder {item.files[0].folder} is not here: {error.strerror}") from error
-        if folder != root and not stat.S_ISDIR(mode):
-            raise HeldError(f"{folder.relative_to(root)} is not a folder")
+        if segment and not stat.S_ISDIR(mode):
+            raise HeldError(f"{folder.removeprefix(f'{root}/')} is not a folder")
 
 
 def _check_present(file: FileInfo, prefix: str) -> os.stat_result:

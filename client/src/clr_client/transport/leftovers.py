@@ -8,14 +8,13 @@ import contextlib
 import os
 import re
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clr_client.transport.rsync import PARTIAL_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
 # rsync writes NAME as .NAME.XXXXXX beside it. Dotfiles never come over, so nothing of the library is so called.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[A-Za-z0-9]{6}", re.DOTALL)
 
@@ -24,8 +23,8 @@ def strays(mirror: Path) -> Iterator[Path]:
     """Temporary files that a killed rsync left. Only right while no transfer runs: then they are in use."""
     for folder, _, names in os.walk(mirror):
         for name in names:
-            path = mirror / folder / name
-            if _TEMPORARY.fullmatch(name) and path.parent.name != PARTIAL_DIR and _is_file(path):
+            is_stray = _TEMPORARY.fullmatch(name) and not folder.endswith(f"/{PARTIAL_DIR}")
+            if is_stray and _is_file(path := Path(folder, name)):
                 yield path
 
 
@@ -33,8 +32,8 @@ def partials(mirror: Path) -> dict[str, Path]:
     """The partial files in a mirror, by the path (relative to it) that each of them is the beginning of."""
     found = {}
     for folder, _, names in os.walk(mirror):
-        parent = mirror / folder
-        if parent.name == PARTIAL_DIR:
+        if folder.endswith(f"/{PARTIAL_DIR}"):
+            parent = Path(folder)
             for name in names:
                 if _is_file(parent / name):
                     found[str((parent.parent / name).relative_to(mirror))] = parent / name
@@ -60,9 +59,9 @@ def rescue(mirror: Path) -> int:
         else:
             stray.unlink()
     for folder, _, _ in os.walk(mirror, topdown=False):
-        if (mirror / folder).name == PARTIAL_DIR:
+        if folder.endswith(f"/{PARTIAL_DIR}"):
             with contextlib.suppress(OSError):
-                (mirror / folder).rmdir()
+                Path(folder).rmdir()
     return count
 
 

@@ -57,7 +57,7 @@ def _tree(item: PublishedItem) -> str:
 
 
 def _quoted(path: str) -> str:
-    return "/".join(quote(segment, safe="") for segment in path.split("/"))
+    return quote(path, safe="/")
 
 
 def _library(library: PublishedLibrary) -> dict[str, Any]:
