@@ -113,6 +113,31 @@ def test_whatever_the_clock_shows_versions_grow_and_a_subscriber_follows(tmp_pat
     assert created["alpha"].startswith("1970-01-01T00:0")
 
 
+def test_a_hundred_runs_of_an_unchanged_source_change_no_byte_whatever_the_clock_shows(
+    tmp_path: Path, wrong: Wrong
+) -> None:
+    volume = Volume(tmp_path / "library", LIBRARY_KEEP="1", LIBRARY_GRACE="0")
+    put(volume, 0)
+    volume.put("tools.iso", b"iso")
+    library = volume.sync()
+
+    def snapshot() -> dict[str, tuple[int, int, bytes]]:
+        found = {}
+        for path in (*volume.store.generations.rglob("*"), *volume.store.items.rglob("*")):
+            if path.is_file():
+                info = path.stat()
+                found[str(path)] = info.st_ino, info.st_mtime_ns, path.read_bytes()
+        return found
+
+    before = snapshot()
+    dice = random.Random(6)
+    for _ in range(100):
+        wrong.off = dice.choice(list(STEPS.values()))
+        assert volume.sync() == library
+    assert volume.store.generation_numbers() == (1,)
+    assert snapshot() == before
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_clock_that_is_set_takes_nothing_from_a_reader_that_is_at_it(home: Path, wrong: Wrong, step: str) -> None:
     program = caddy.program("debian-13")
