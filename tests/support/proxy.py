@@ -32,6 +32,7 @@ class Line:
     - ``stall()`` and ``resume()``: connections stay open, or are accepted, and nothing is forwarded;
     - ``rate``: bytes per second of each connection and direction, None for no limit;
     - ``delay``: seconds that every byte takes, without making the line narrower;
+    - ``heal()`` ends all of it;
     - ``at(bytes, action)`` calls an action when exactly so many bytes from the server have crossed, all connections
       together: ``line.at(1_000_000, line.cut)``.
     """
@@ -92,6 +93,14 @@ class Line:
         """Call ``action`` when ``crossed`` bytes from the server have been forwarded in all."""
         with self._lock:
             self._due = sorted([*self._due, (crossed, action)], key=lambda due: due[0])
+
+    def heal(self) -> None:
+        """Be a good line again, and forget what was to happen ``at`` some byte."""
+        with self._lock:
+            self._due = []
+            self._spoil = False
+        self.rate, self.delay = None, 0.0
+        self.resume()
 
     def _accept(self) -> None:
         while True:

@@ -230,29 +230,31 @@ class Soak:
         for _ in range(self.random.randrange(1, 4)):
             self.line.at(self.line.crossed + self.random.randrange(2_000_000), self.line.cut)
         yield
+        self.line.heal()
 
     @contextmanager
     def _line_stalled(self) -> Iterator[None]:
         self.line.at(self.line.crossed + self.random.randrange(500_000), self.line.stall)
         yield
-        self.line.resume()
+        self.line.heal()
 
     @contextmanager
     def _line_thin(self) -> Iterator[None]:
         self.line.rate = self.random.randrange(20_000, 500_000)
         yield
-        self.line.rate = None
+        self.line.heal()
 
     @contextmanager
     def _line_corrupt(self) -> Iterator[None]:
         self.line.at(self.line.crossed + self.random.randrange(500_000), self.line.corrupt)
         yield
+        self.line.heal()
 
     @contextmanager
     def _line_slow(self) -> Iterator[None]:
         self.line.delay = self.random.uniform(0.05, 0.3)
         yield
-        self.line.delay = 0.0
+        self.line.heal()
 
     @contextmanager
     def _server_away(self) -> Iterator[None]:
