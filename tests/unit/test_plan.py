@@ -71,6 +71,18 @@ def test_an_unchanged_source_needs_nothing() -> None:
     assert plan.fetch == ()
 
 
+def test_files_that_are_older_at_the_source_than_here_are_named() -> None:
+    here = listing("a", "b", "c")
+    source = [*template("a"), *template("b", mtime=1_600_000_000), *template("c", mtime=1_800_000_000)]
+    plan = make_plan([*source, *template("d", mtime=1_600_000_000)], library("a", "b", "c"), by_path(here), ALL)
+    assert {item.key: [file.name for file in item.older] for item in plan.items} == {
+        "a": [],
+        "b": ["b.ovf", "b.vmdk"],
+        "c": [],
+        "d": [],
+    }
+
+
 @pytest.mark.parametrize("change", [{"size": 1001}, {"mtime": 1_700_000_001}, {"mtime": 1_600_000_000}])
 def test_only_the_file_that_changed_in_size_or_time_is_fetched(change: dict[str, int]) -> None:
     old = listing("a", "b")

@@ -35,6 +35,13 @@ def test_the_message_names_code_meaning_and_the_last_words() -> None:
     assert error.message.endswith("first | the reason")
 
 
+def test_a_connection_that_broke_after_it_was_made_is_not_said_to_have_failed() -> None:
+    error = explain(255, "rsync: connection unexpectedly closed (9 bytes received so far) [receiver]", "rsync error: x")
+    assert error.retryable
+    assert "broke" in error.message
+    assert "no connection" not in error.message
+
+
 def test_a_changed_host_key_names_both_fingerprints_and_what_to_do() -> None:
     error = explain(
         255,

@@ -48,6 +48,10 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
         error := _ssh_failure(text, peer, link, remembered, own_key)
     ):
         return error
+    if ended.code == REMOTE_SHELL_FAILED and all(line.startswith("rsync") for line in ended.stderr):
+        return TransportError(
+            f"the connection to {peer} broke and ssh does not say why; it does not when bytes are spoilt"
+        )
     if ended.code == REMOTE_SHELL_FAILED and text.strip():
         return TransportError(f"no connection to {peer}{_with(text.splitlines())}")
     if _REFUSED_BY_RRSYNC.search(text):
