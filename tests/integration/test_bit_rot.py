@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +20,12 @@ from clr_client.errors import TransportError
 from clr_client.rollback import release, roll_back
 from clr_client.transport import fetch
 from clr_client.vcsp.checking import check
+from support.disks import disk, without_hard_links
 from support.proxy import Line
 from support.server import wait_until
-from support.site import get, running
+from support.site import Site, cli_environment, get, running
 from support.templates import fake_template, pack_ova, replace
+from support.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from clr_client.reporting.status import Verification
     from clr_client.transport import Transfer
     from support.server import Server
-    from support.site import Site
 
 BIG = 8_000_000
 DISK = "alpha-disk1.vmdk"
@@ -482,3 +485,80 @@ def test_a_file_that_is_sound_when_it_is_read_again_stays_where_it_is(
     assert (len(done.found), done.mended, done.damaged) == (1, (), ())
     assert disk.stat().st_ino == inode
     assert noted(site.store) == ()
+
+
+CLOCKED = """
+import asyncio, os
+from datetime import UTC, datetime, timedelta
+from clr_client import daemon, settings
+from clr_client.reporting import logs
+
+ahead = timedelta(seconds=55 - datetime.now(UTC).second)  # five seconds before the next minute
+
+class Work(daemon.Work):
+    def __init__(self, *arguments):
+        super().__init__(*arguments, now=lambda: datetime.now(UTC) + ahead)
+
+daemon.Work = Work
+loaded, _ = settings.load(os.environ)
+logs.configure(loaded.tz)
+asyncio.run(daemon.run(loaded))
+"""
+
+
+def test_a_running_client_verifies_on_its_schedule_and_a_strict_subscriber_never_sees_a_difference(
+    library: Path, site: Site
+) -> None:
+    site.sync()
+    before = site.manifests()
+    flip(place(site, "alpha", DISK), 4_000_000)
+    argv = [sys.executable, "-c", CLOCKED]
+    environment = {**cli_environment(site), "VERIFY_SCHEDULE": "* * * * *"}
+    log = site.home / "run.log"
+    with log.open("wb") as output, subprocess.Popen(argv, env=environment, stdout=output, stderr=output) as client:
+        try:
+            wait_until(lambda: "verification: " in log.read_text(), 60, "the end of a verification")
+            url = f"http://127.0.0.1:{site.environment['HTTP_PORT']}/lib.json"
+            assert check(url, full=True).ok
+            href = place(site, "alpha", DISK).relative_to(site.store.items)
+            assert get(site, f"_items/{href}") == (200, (library / "alpha" / DISK).read_bytes())
+        finally:
+            client.terminate()
+    text = log.read_text()
+    assert "the next verification is due " in text
+    assert f"mended: items/{href}: is not what was published (alpha)" in text
+    assert "1 found damaged; 1 mended\n" in text
+    assert site.manifests() == before
+    status = json.loads(site.store.status.read_bytes())
+    assert status["verification"]["trigger"] == "schedule"
+    assert [damage["path"] for damage in status["verification"]["mended"]] == [f"items/{href}"]
+
+
+def test_rot_on_the_disk_is_found_although_memory_still_holds_the_file_as_it_was(tmp_path: Path) -> None:
+    content = os.urandom(1_000_000)
+    with disk("ext4", tmp_path / "volume") as mounted:
+        volume = Volume(mounted.path / "library")
+        volume.put("a/disk.vmdk", content)
+        path = volume.store.tree(volume.sync().items[0]) / "disk.vmdk"
+        os.sync()
+        assert path.read_bytes() == content
+        start = mounted.image.read_bytes().index(content[:4096])
+        with mounted.image.open("r+b") as image:
+            image.seek(start)
+            image.write(bytes([content[0] ^ 1]))
+        assert [damage.reason for damage in audit.audit(volume.store)] == [audit.CHANGED]
+
+
+def test_where_files_have_no_second_name_both_copies_are_mended(library: Path, server: Server, tmp_path: Path) -> None:
+    site = Site(tmp_path / "site", server)
+    with without_hard_links(site.library, tmp_path / "behind"):
+        site.sync()
+        before = site.manifests()
+        disk, mirrored = place(site, "beta", "beta-disk1.vmdk"), site.store.mirror / "beta" / "beta-disk1.vmdk"
+        flip(disk)
+        flip(mirrored)
+        done = verify(site)
+        assert (len(done.mended), done.damaged) == (1, ())
+        assert disk.read_bytes() == mirrored.read_bytes() == (library / "beta" / disk.name).read_bytes()
+        assert site.sync().result == "success"
+        assert site.manifests() == before
