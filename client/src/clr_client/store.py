@@ -495,13 +495,13 @@ class Store:
 
     def prune_mirror(self, keep: set[str]) -> None:
         """Remove files from the mirror that are not in ``keep`` (paths relative to it), and folders left empty."""
+        top = f"{self.mirror}/"
         for folder, _, names in os.walk(self.mirror, topdown=False):
-            inside = os.path.relpath(folder, self.mirror)
-            for name in names:
-                path = name if inside == "." else f"{inside}/{name}"
-                if path not in keep:
-                    Path(folder, name).unlink(missing_ok=True)
-            if inside != "." and not os.listdir(folder):
+            inside = f"{folder}/".removeprefix(top)
+            gone = [name for name in names if f"{inside}{name}" not in keep]
+            for name in gone:
+                Path(folder, name).unlink(missing_ok=True)
+            if inside and len(gone) == len(names) and not os.listdir(folder):
                 Path(folder).rmdir()
 
     def free_bytes(self) -> int:

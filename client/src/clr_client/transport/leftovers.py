@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from clr_client.transport.rsync import PARTIAL_DIR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 # rsync writes NAME as .NAME.XXXXXX beside it. Dotfiles never come over, so nothing of the library is so called.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[A-Za-z0-9]{6}", re.DOTALL)
 
@@ -22,10 +22,14 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[A-Za-z0-9]{6}", re.DOTALL)
 def strays(mirror: Path) -> Iterator[Path]:
     """Temporary files that a killed rsync left. Only right while no transfer runs: then they are in use."""
     for folder, _, names in os.walk(mirror):
-        for name in names:
-            is_stray = _TEMPORARY.fullmatch(name) and not folder.endswith(f"/{PARTIAL_DIR}")
-            if is_stray and _is_file(path := Path(folder, name)):
-                yield path
+        yield from _strays(folder, names)
+
+
+def _strays(folder: str, names: Iterable[str]) -> Iterator[Path]:
+    for name in names:
+        is_stray = _TEMPORARY.fullmatch(name) and not folder.endswith(f"/{PARTIAL_DIR}")
+        if is_stray and _is_file(path := Path(folder, name)):
+            yield path
 
 
 def partials(mirror: Path) -> dict[str, Path]:
@@ -49,7 +53,13 @@ def rescue(mirror: Path) -> int:
     :raises OSError: the mirror cannot be written.
     """
     count = 0
-    for stray in list(strays(mirror)):
+    found: list[Path] = []
+    folders: list[str] = []
+    for folder, _, names in os.walk(mirror):
+        found += _strays(folder, names)
+        if folder.endswith(f"/{PARTIAL_DIR}"):
+            folders.append(folder)
+    for stray in found:
         match = _TEMPORARY.fullmatch(stray.name)
         partial = stray.parent / PARTIAL_DIR / (match["name"] if match else stray.name)
         if stray.stat().st_size > (partial.stat().st_size if _is_file(partial) else 0):
@@ -58,10 +68,9 @@ def rescue(mirror: Path) -> int:
             count += 1
         else:
             stray.unlink()
-    for folder, _, _ in os.walk(mirror, topdown=False):
-        if folder.endswith(f"/{PARTIAL_DIR}"):
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
     return count
 
 
