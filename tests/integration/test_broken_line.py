@@ -105,6 +105,28 @@ def test_the_line_drops_ten_times_and_nothing_is_sent_twice(
     assert crossed[1] < MOST * crossed[0]
 
 
+def test_a_line_that_drops_again_before_anything_new_came_keeps_what_arrived(
+    library: Path, server: Server, site: Site
+) -> None:
+    (library / "disk.bin").write_bytes(noise(8 * MB))
+    partial = site.store.mirror / ".clr-partial" / "disk.bin"
+    sizes = []
+    with Line(server.port, rate=RATE) as line:
+        for more in (
+            6 * MB,
+            9000,
+            20_000,
+        ):  # the second in the listing or right after it, the third while rsync compares
+            line.at(line.crossed + more, line.drop)
+            with pytest.raises(TransportError):
+                site.sync(SYNC_PORT=str(line.port))
+            sizes.append(partial.stat().st_size)
+        assert sizes == sorted(sizes)
+        assert sizes[0] > 5 * MB
+        assert site.sync(SYNC_PORT=str(line.port)).result == "success"
+    assert line.crossed < 9 * MB
+
+
 def test_the_client_is_stopped_and_killed_ten_times_and_nothing_is_sent_twice(
     library: Path, server: Server, tmp_path: Path
 ) -> None:
