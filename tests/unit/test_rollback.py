@@ -171,6 +171,17 @@ def test_a_generation_whose_files_are_gone_is_refused_and_syncs_do_not_wait_for_
     assert volume.store.current_number() == 3
 
 
+def test_a_generation_that_rotted_since_it_was_replaced_is_refused_and_nothing_changes(volume: Volume) -> None:
+    published = volume.published()
+    item = next(item for item in volume.store.read_generation(1).items if item.key == "a")
+    (volume.store.tree(item) / "disk.vmdk").write_bytes(b"x1")
+    with pytest.raises(StoreError, match=r"disk\.vmdk of 'a' is not what was published.*Nothing was changed"):
+        back(volume, 1)
+    assert volume.published() == published
+    assert volume.store.rolled_back_to() is None
+    assert back(volume, 2) == 4
+
+
 def test_a_full_volume_is_told_as_one(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_path: Path, _data: bytes) -> None:
         raise OSError(28, "No space left on device")

@@ -8,8 +8,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from clr_client.audit import flaw
 from clr_client.disk import replace_file, sync_folder, unusable
-from clr_client.errors import ClrError, ManifestError
+from clr_client.errors import ClrError, ManifestError, StoreError
 from clr_client.reporting import status as statuses
 from clr_client.store import TreeSource
 from clr_client.sync import describe_library
@@ -59,6 +60,7 @@ def _roll_back(settings: Settings, store: Store, number: int | None) -> int:
     )
     if library is before and before != current:
         library = dataclasses.replace(before, version=current.version + 1)
+    _refuse_damaged(store, library, wanted, target)
     store.keep_to(target, 0 if library == current else here)
     try:
         return here if library == current else store.publish(library, _sources(store, library, wanted))
@@ -110,6 +112,18 @@ def _revive(store: Store, current: PublishedLibrary, wanted: PublishedLibrary) -
         if item.key not in keys and item.id not in ids
     ]
     return dataclasses.replace(current, items=(*current.items, *revived))
+
+
+def _refuse_damaged(store: Store, library: PublishedLibrary, wanted: PublishedLibrary, target: int) -> None:
+    """Read what would come back, which no verification has read since it was replaced."""
+    back = {item.key for item in library.items if not store.tree(item).is_dir()}
+    for item in wanted.items:
+        for file in item.files if item.key in back else ():
+            if reason := flaw(store.tree(item) / file.name, file):
+                raise StoreError(
+                    f"generation {target} cannot come back: {file.name} of {item.name!r} {reason}",
+                    "Nothing was changed. Name another generation: clr rollback NUMBER",
+                )
 
 
 def _sources(store: Store, library: PublishedLibrary, wanted: PublishedLibrary) -> dict[str, TreeSource]:
