@@ -270,6 +270,27 @@ def test_a_record_that_is_damaged_is_left_to_the_next_sync(volume: Volume) -> No
     assert list(audit(volume.store)) == []
 
 
+def test_a_version_that_rotted_in_the_record_is_written_into_no_manifest_and_no_version_goes_back(
+    volume: Volume,
+) -> None:
+    for number in range(2, 4):
+        volume.put("tools.iso", bytes(number))
+        volume.sync()
+    before = volume.versions()
+    manifests = [(volume.store.current / name).read_bytes() for name in ("lib.json", "items.json")]
+    path = volume.store.current / STATE
+    assert b'"version": 3' in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b'"version": 3', b'"version": 1'))
+    assert [damage.path.rpartition("/")[2] for damage in note_all(volume)] == [STATE]
+    mend_here(volume.store)
+    assert [(volume.store.current / name).read_bytes() for name in ("lib.json", "items.json")] == manifests
+    volume.sync()
+    after = volume.versions()
+    assert all(after[key] > before[key] for key in before)
+    assert volume.published().version > 3
+    assert list(audit(volume.store)) == []
+
+
 def test_a_full_volume_leaves_the_damage_noted_with_the_reason(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tree(volume, "web.ova") / "web-disk1.vmdk"
     good = path.read_bytes()

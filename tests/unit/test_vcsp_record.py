@@ -23,6 +23,20 @@ def record() -> dict[str, Any]:
     return parsed(dump(library(content("a", OVF, kind="vcsp.ovf"), content("x.iso", {"x.iso": b"1"}))))
 
 
+def test_a_record_in_which_any_bit_rotted_is_refused_or_says_what_it_said() -> None:
+    published = library(content("a", OVF, kind="vcsp.ovf"), content("x.iso", {"x.iso": b"1"}))
+    good = dump(published)
+    refused = 0
+    for position in range(len(good)):
+        rotten = bytearray(good)
+        rotten[position] ^= 1 << position % 8
+        try:
+            assert load(bytes(rotten)) == published
+        except ManifestError:
+            refused += 1
+    assert refused > len(good) * 0.9
+
+
 def encoded(value: object) -> bytes:
     return json.dumps(value).encode()
 

@@ -104,7 +104,7 @@ def _rewrite(
     if item is not None:
         expected[store.tree(item) / "item.json"] = texts.item[item.id]
     path = store.root / damage.path
-    if library.href_style == ADOPTED and path == folder / STATE:
+    if library.href_style == ADOPTED and path in {*expected, folder / STATE}:
         yield dataclasses.replace(damage, hindrance=NEXT_SYNC), False
     elif path in expected and manifest_flaw(path, expected[path]):
         try:

@@ -33,11 +33,15 @@ _FILE_FIELDS: Final = [field.name for field in dataclasses.fields(PublishedFile)
 _CREATED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}Z")
 _MOMENT = re.compile(r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2})(?::\d{2}(?:\.\d+)?)?Z")
 _UUID_AT_END = re.compile(r"(?:^|:)([0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})$")
+_SEALED = re.compile(rb'\{"sha256": "([0-9a-f]{64})", ')
 _LONG_AGO = "1970-01-01T00:00Z"
 
 
 def dump(library: PublishedLibrary) -> bytes:
-    """``library`` with everything that ``manifests`` leaves out: keys, digests, the style of its hrefs."""
+    """``library`` with everything that ``manifests`` leaves out: keys, digests, the style of its hrefs.
+
+    It begins with its own digest, so that ``load`` takes no version from a record that has rotted.
+    """
     head = {
         "format": FORMAT,
         "id": library.id,
@@ -47,7 +51,8 @@ def dump(library: PublishedLibrary) -> bytes:
         "href_style": library.href_style,
     }
     items = ",\n".join(json.dumps(_as_fields(item)) for item in library.items)
-    return f'{json.dumps(head)[:-1]}, "items": [\n{items}\n]}}\n'.encode("ascii")
+    text = f'{json.dumps(head)[:-1]}, "items": [\n{items}\n]}}\n'.encode("ascii")
+    return b'{"sha256": "%s", %s' % (hashlib.sha256(text).hexdigest().encode(), text[1:])
 
 
 def _as_fields(item: PublishedItem) -> dict[str, Any]:
@@ -75,6 +80,9 @@ def load(data: bytes) -> PublishedLibrary:
     _refuse_twins("items of the id", (item.id.lower() for item in library.items))
     _refuse_twins("items of the key", (item.key for item in library.items))
     _refuse_twins("items of the name", (same_name(item.name) for item in library.items))
+    sealed = _SEALED.match(data)
+    if sealed and sealed[1].decode() != hashlib.sha256(b"{" + data[sealed.end() :]).hexdigest():
+        raise ManifestError("The record is not what was written: its digest is another")
     return library
 
 
