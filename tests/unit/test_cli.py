@@ -37,6 +37,7 @@ COMMANDS = [
     "healthcheck",
     "plan",
     "publish",
+    "repack",
     "rollback",
     "run",
     "schedule",

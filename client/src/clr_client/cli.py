@@ -318,6 +318,44 @@ def verify(repair: bool) -> NoReturn:
 
 
 @main.command()
+@click.argument("templates", metavar="TEMPLATE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--compress", is_flag=True, help="The way back: compress the disks as other programs do.")
+@click.option("--drop-cert", is_flag=True, help="Remove a template's certificate, whose signature no longer fits.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and how large it would become.")
+def repack(templates: tuple[Path, ...], compress: bool, drop_cert: bool, dry_run: bool) -> NoReturn:
+    """Rewrite the stream-optimized disks of templates so that their changes travel as small deltas.
+
+    For the primary site or its image pipeline. TEMPLATE is a template's folder, or the .ovf in it. The disks keep their
+    content and take more room, because nothing in them is compressed any more. Example: clr repack /srv/templates/web
+    """
+    from clr_client.repack.template import repack as rewrite
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: sys.exit(SIGNALLED_EXIT + received))
+    failed: list[ClrError] = []
+    for template in templates:
+        shown = printable(str(template))
+        try:
+            with bar("repacking") as advance:
+                done = rewrite(template, compress=compress, drop_cert=drop_cert, dry_run=dry_run, on_progress=advance)
+        except ClrError as error:
+            click.echo(f"clr: {shown}: {printable(str(error))}", err=True)
+            failed.append(error)
+            continue
+        for disk in done.disks:
+            sizes = f"{size(disk.before)}, {'would be about' if dry_run else 'now'} {size(disk.after)}"
+            what = sizes if disk.is_changed else "left as it is: it has that form already"
+            click.echo(f"{shown}: {printable(disk.name)}: {what}")
+        if done.was_interrupted:
+            click.echo(f"{shown}: what an earlier run was killed at is completed")
+        for warning in done.warnings:
+            click.echo(f"{shown}: warning: {printable(warning)}", err=True)
+    if 0 < len(failed) < len(templates):
+        sys.exit(PARTIAL_EXIT)
+    sys.exit(failed[0].exit_code if failed else 0)
+
+
+@main.command()
 @click.argument("generation", required=False, type=click.IntRange(1))
 @click.option("--release", "releasing", is_flag=True, help="Let syncs publish again.")
 def rollback(generation: int | None, releasing: bool) -> None:

@@ -99,3 +99,7 @@ class TreeError(HeldError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+class RepackError(ClrError):
+    """A template or one of its disks cannot be rewritten; it stays as it is."""
