@@ -86,8 +86,8 @@ def test_the_line_drops_ten_times_and_nothing_is_sent_twice(
         for number, name in enumerate(("base", "web-2026-10"), 1):
             (library / name).mkdir()
             (library / name / "disk.bin").write_bytes(noise(48 * MB, number))
-        for site in sites:
-            site.sync()
+        sites[0].sync()
+        subprocess.run(["cp", "-a", sites[0].library, sites[1].library], check=True)
     items = publish(library)
     crossed = []
     for site in sites:
@@ -199,7 +199,6 @@ def test_a_server_that_falls_silent_is_given_up_in_time_and_what_arrived_is_kept
         began = time.monotonic()
         with pytest.raises(TransportError, match=says) as caught:
             site.sync(SYNC_PORT=str(line.port), SYNC_TIMEOUT="4s", SYNC_CONNECT_TIMEOUT="4s")
-        print(f"{where}: {time.monotonic() - began:.1f} s, {caught.value}")
         assert time.monotonic() - began < 60
     assert caught.value.retryable
     assert site.manifests() == before
