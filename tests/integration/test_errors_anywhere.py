@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from support.faultpoints import Ended
 
 REASONS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
-SAMPLE = 12
+SAMPLE = 6
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -27,7 +27,7 @@ from support.templates import fake_template
 if TYPE_CHECKING:
     from support.server import Server
 
-SAMPLE = 12
+SAMPLE = 6
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

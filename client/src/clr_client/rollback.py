@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from clr_client.audit import flaw
 from clr_client.disk import replace_file, sync_folder, unusable
-from clr_client.errors import ClrError, ManifestError, StoreError
+from clr_client.errors import ManifestError, StoreError
 from clr_client.reporting import status as statuses
 from clr_client.store import TreeSource
 from clr_client.sync import describe_library
@@ -64,10 +64,9 @@ def _roll_back(settings: Settings, store: Store, number: int | None) -> int:
     store.keep_to(target, 0 if library == current else here)
     try:
         return here if library == current else store.publish(library, _sources(store, library, wanted))
-    except ClrError:
-        with suppress(OSError):  # else the next run forgets it
+    finally:
+        with suppress(OSError):  # else the next run does that
             store.settle_pin()
-        raise
 
 
 def _before(store: Store, here: int) -> int:

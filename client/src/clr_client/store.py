@@ -116,7 +116,7 @@ class Store:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Wait for the rsync of a killed run, which ends by itself; the programs of this one are waited for likewise."""
+        """Wait for the rsync of a killed run, which ends by itself; let those of this run be waited for likewise."""
         try:
             handle = (self.root / ".lock-rsync").open("a+", encoding="utf-8")
         except OSError as error:
@@ -192,6 +192,10 @@ class Store:
         except OSError as error:
             return error.errno not in NO_LINKS
         return True
+
+    def is_caseless(self) -> bool:
+        """Whether names that differ only by case mean the same file here."""
+        return os.path.lexists(self.root / ".LOCK")
 
     def _settle_current(self) -> None:
         """Drop generations that a killed run made but never published, and find a lost ``current`` again."""
@@ -277,7 +281,10 @@ class Store:
         _write_pins(self.pin, [(target, replaced), *self._pins()[:1]])
 
     def settle_pin(self) -> None:
-        """Forget a rollback that never published anything, so that what is published next does not count as its."""
+        """Forget a rollback that never published anything, lest what is published next counts as its.
+
+        If it did publish, the one before it is forgotten.
+        """
         text = self.pin.read_bytes() if self.pin.exists() else None
         pins = self._pins()[:1]
         if text is not None and not pins:
@@ -510,13 +517,13 @@ class Store:
         return room.f_bavail * room.f_frsize
 
 
+def _write_pins(path: Path, pins: list[tuple[int, int]]) -> None:
+    replace_file(path, "".join(f"{target} {replaced}\n" for target, replaced in pins).encode())
+
+
 def _close(handle: IO[str]) -> None:
     with suppress(OSError):  # a failing disk; what was to be said about it was said
         handle.close()
-
-
-def _write_pins(path: Path, pins: list[tuple[int, int]]) -> None:
-    replace_file(path, "".join(f"{target} {replaced}\n" for target, replaced in pins).encode())
 
 
 def _discard(folder: Path) -> None:
