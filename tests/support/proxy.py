@@ -51,7 +51,6 @@ class Line:
         self._due: list[tuple[int, Callable[[], object]]] = []
         self._stalled = False
         self._spoil = False
-        self._closed = False
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -59,7 +58,6 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed = True
         self.listener.close()
         self.cut()
 
@@ -74,8 +72,13 @@ class Line:
 
         What had come through is with the client by then. ``cut()`` takes away also what waits in its buffers.
         """
+
+        def end() -> None:
+            self.cut()
+            self.resume()
+
         self.stall()
-        threading.Timer(DROP_SECONDS, lambda: (self.cut(), self.resume())).start()
+        threading.Timer(DROP_SECONDS, end).start()
 
     def stall(self) -> None:
         """Forward nothing more, on open and on new connections."""
@@ -106,11 +109,12 @@ class Line:
         while True:
             try:
                 near, _ = self.listener.accept()
-                far = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
-                if self._closed:
-                    return
-                near.close()  # the server is away
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:  # the server is away
+                near.close()
                 continue
             limit = self.cuts[self.connections] if self.connections < len(self.cuts) else None
             with self._lock:
