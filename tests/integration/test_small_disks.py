@@ -6,6 +6,7 @@ the next one with a sound disk brings the site up to the server.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,9 +16,9 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from clr_client import seed
+from clr_client import seed, transport
 from clr_client.errors import ClrError, GuardError, StoreError, TransportError
-from clr_client.pull import RESERVE_BYTES
+from clr_client.pull import RESERVE_BYTES, link_to
 from clr_client.rollback import release, roll_back
 from clr_client.store import Store
 from clr_client.transport import PARTIAL_DIR
@@ -287,6 +288,22 @@ def test_a_file_system_that_the_kernel_makes_read_only_in_mid_run_ends_it_and_is
     assert_converged(site, library)
 
 
+def test_a_file_that_cannot_even_be_begun_here_is_no_trouble_at_the_server(standing: Disk, site: Site) -> None:
+    settings = site.settings()
+    standing.remount("ro")
+    with pytest.raises(TransportError, match="Mount it writable"):
+        asyncio.run(
+            transport.fetch(
+                link_to(settings.peers[0], settings, site.store),
+                ["alpha/alpha-disk1.vmdk"],
+                site.store.mirror,
+                basis=None,
+                bandwidth="0",
+                on_progress=lambda _: None,
+            )
+        )
+
+
 def test_a_site_whose_disk_is_read_only_from_the_start_serves_its_library(standing: Disk, site: Site) -> None:
     expected = (site.library / "current" / "items.json").read_bytes()
     standing.remount("ro")
@@ -399,8 +416,12 @@ def test_templates_that_a_file_system_cannot_tell_apart_never_mix(
         replace(library / "beta" / "NOTES.txt", b"other")
         for _ in range(2):
             report = site.sync()
-        assert {held.key for held in report.held} >= {"ALPHA", "beta"}
-        assert served(site) == before
+            reasons = {held.key: held.reason for held in report.held}
+            assert reasons.keys() == {"ALPHA", "beta"}
+            assert reasons["ALPHA"] == 'the library volume cannot tell it from "alpha"'
+            assert (report.planned_bytes, served(site)) == (0, before)
+        fake_template(library / "alpha", disk_bytes=DISK_BYTES, revision=1)
+        assert site.sync().updated == ("alpha",)
 
 
 # ---------------------------------------------------------------- small

@@ -169,8 +169,10 @@ def without_hard_links(path: Path, behind: Path) -> Iterator[None]:
         options += ",no_contain_symlinks"  # newer ones do not let a link lead upwards unless told to
     ours, theirs = socket.socketpair()
     processes = [
-        subprocess.Popen([server], stdin=ours, stdout=ours),
-        subprocess.Popen([program, "-f", "-o", options, f":{behind}", str(path)], stdin=theirs, stdout=theirs),
+        subprocess.Popen([server], stdin=ours.fileno(), stdout=ours.fileno()),
+        subprocess.Popen(
+            [program, "-f", "-o", options, f":{behind}", str(path)], stdin=theirs.fileno(), stdout=theirs.fileno()
+        ),
     ]
     ours.close()
     theirs.close()

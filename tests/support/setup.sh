@@ -40,6 +40,14 @@ missing_packages() {
         e2fsprogs        has mke2fs
         openssl          has openssl
         ca-certificates  [ -e /etc/ssl/certs/ca-certificates.crt ]'
+    # Only root can mount the small disks of the tests.
+    [ "$1" != test ] || [ "$(id -u)" != 0 ] || needed="$needed
+        xfsprogs         has mkfs.xfs
+        btrfs-progs      has mkfs.btrfs
+        sshfs            has sshfs
+        ntfs-3g          has lowntfs-3g
+        exfat-fuse       has mount.exfat-fuse
+        exfatprogs       has mkfs.exfat"
     [ "$1" != lint ] || needed="$(printf '%s\n' "$needed" | grep python3)
         shellcheck       has shellcheck"
     printf '%s\n' "$needed" | while read -r package test; do

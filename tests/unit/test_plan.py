@@ -213,6 +213,15 @@ def test_an_item_with_an_impossible_name_is_left_as_it_is_or_out_and_says_why() 
     assert all(item.note for item in plan.items)
 
 
+def test_where_case_does_not_count_only_one_of_two_like_paths_is_taken_and_it_is_the_one_that_is_here() -> None:
+    files = listing("Web", "web", "web/Sub", "WEB/other", "mail")
+    here = by_path(listing("web", "web/Sub"))
+    assert set(actions(make_plan(files, library("web", "web/Sub"), here, ALL)).values()) == {"add", "keep"}
+    plan = make_plan(files, library("web", "web/Sub"), here, ALL, caseless=True)
+    assert actions(plan) == {"Web": "skip", "web": "keep", "web/Sub": "keep", "WEB/other": "skip", "mail": "add"}
+    assert {item.note for item in plan.having(Action.SKIP)} == {'the library volume cannot tell it from "web"'}
+
+
 def test_no_file_that_the_server_names_leads_out_of_the_mirror() -> None:
     hostile = [FileInfo(path, 5, 5) for path in ("/etc/x.ovf", "a//b.ovf", ".ssh/id", "a/.hidden", "lib.json")]
     assert make_plan(hostile, None, {}, ALL).fetch == ()

@@ -8,10 +8,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from clr_client.content.items import group
+from clr_client.content.names import fold
 from clr_client.errors import GuardError
+from clr_client.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from clr_client.content.items import SourceItem
     from clr_client.files import FileInfo
@@ -117,19 +119,21 @@ def make_plan(
     choice: Choice,
     *,
     complete: bool = True,
+    caseless: bool = False,
 ) -> Plan:
     """Hold the source against the mirror and what is published.
 
     :param source: the files that the server lists.
     :param mirror: the files of ``mirror/`` by path; a file counts as unchanged when size and mtime agree.
     :param complete: False when parts of the source could not be read; then nothing counts as gone.
+    :param caseless: whether paths that differ only by case are one and the same on the volume.
     """
     here = {item.key for item in published.items} if published else set()
     listed = {file.path: file for file in source}
     items = group(listed.values())
     mirrored = {item.key: item for item in (items if listed == mirror else group(mirror.values()))}
     plans = []
-    for item in items:
+    for item in _told_apart(items, here) if caseless else items:
         fetch = tuple(file for file in parts(item) if mirror.get(file.path) != file)
         old = mirrored.get(item.key)
         if item.key in here and not complete and old and _paths(old) - _paths(item):
@@ -146,6 +150,20 @@ def make_plan(
         else:
             plans.append(ItemPlan(key, Action.REMOVE))
     return Plan(tuple(sorted(plans, key=lambda plan: plan.key)))
+
+
+def _told_apart(items: Iterable[SourceItem], here: Collection[str]) -> Iterator[SourceItem]:
+    """Give a problem to each item whose path another one has in other letters; those that are ``here`` come first."""
+    spelling: dict[str, str] = {}
+    for item in sorted(items, key=lambda item: (item.key not in here, item.key)):
+        segments = item.key.split("/")
+        paths = ["/".join(segments[:end]) for end in range(1, len(segments) + 1)]
+        other = next((spelling[fold(path)] for path in paths if spelling.get(fold(path), path) != path), None)
+        if other is None:
+            spelling |= {fold(path): path for path in paths}
+            yield item
+        else:
+            yield replace(item, problem=f'the library volume cannot tell it from "{printable(other)}"')
 
 
 def _plan_item(item: SourceItem, fetch: tuple[FileInfo, ...], choice: Choice, *, here: bool, changed: bool) -> ItemPlan:

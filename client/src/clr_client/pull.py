@@ -296,6 +296,7 @@ def _look_again(job: Job, pulled: Pulled, here: Mapping[str, FileInfo] | None = 
         pulled.mirror,
         Choice.of(job.settings),
         complete=pulled.listing.complete,
+        caseless=job.store.is_caseless(),
     )
 
 

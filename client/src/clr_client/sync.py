@@ -133,7 +133,14 @@ async def plan_only(settings: Settings) -> Plan:
     published = store.published() if store.generations.is_dir() else None
     mirror = {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
     listing = await list_only(settings, store)
-    return make_plan(listing.files, published, mirror, Choice.of(settings), complete=listing.complete)
+    return make_plan(
+        listing.files,
+        published,
+        mirror,
+        Choice.of(settings),
+        complete=listing.complete,
+        caseless=store.is_caseless(),
+    )
 
 
 def _prune(settings: Settings, store: Store, pulled: Pulled, held: tuple[Held, ...]) -> None:
