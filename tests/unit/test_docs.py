@@ -179,3 +179,14 @@ def test_the_top_level_holds_nothing_visible_but_what_belongs_there() -> None:
     allowed = {"server", "client", "tests", "docs", "Makefile", "README.md", "LICENSE"}
     allowed |= {"docker-compose.server.yaml", "docker-compose.client.yaml"}
     assert {entry.name for entry in ROOT.iterdir() if not entry.name.startswith(".")} == allowed
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    text, _, _ = (ROOT / "docs" / "reference" / "guarantees.md").read_text().partition("## Not promised")
+    promises = text.split("\n- ")[1:]
+    assert len(promises) > 40
+    for promise in promises:
+        named = re.findall(r"`([a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`", promise)
+        assert named, promise
+        for file, name in named:
+            assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), f"{file}::{name}"
