@@ -106,7 +106,7 @@ def _can_go_on(folder: Path) -> bool:
             if staged is None and here in (step["new"], step["old"] if step["new"] is None else step["new"]):
                 continue
             return False
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return True
 

@@ -83,9 +83,7 @@ def repack(
             warnings = _rewrite(found, todo, compress=compress, on_progress=on_progress)
             return Repacked(tuple(_change(folder, part) for part in found.disks), warnings, was_interrupted)
     except OSError as error:
-        raise RepackError(
-            f"{folder} cannot be rewritten: {error.strerror or error}", "Mend that and run it again"
-        ) from error
+        raise RepackError(f"it cannot be rewritten: {error.strerror or error}", "Mend that and run it again") from error
 
 
 # ---------------------------------------------------------------- what is there
@@ -227,8 +225,9 @@ def _open_disk(path: Path, *, stored: bool) -> _Disk:
 def _reading(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
     """Open a disk; what is wrong with it is told with its name."""
     try:
-        with opened(path) as (descriptor, info), open(descriptor, "rb", buffering=_BUFFER, closefd=False) as stream:
-            yield stream, info
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb", _BUFFER) as stream:
+            yield stream, os.fstat(descriptor)
     except RepackError as error:
         raise RepackError(f"{printable(path.name)}: {error.message}", error.remedy) from error
 

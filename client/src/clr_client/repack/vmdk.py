@@ -307,7 +307,7 @@ def _grain_record(stream: Reader, marker: bytes, header: Header) -> tuple[int, i
     record = marker + stream.read((length - 1) * SECTOR)
     if len(record) != length * SECTOR or any(record[_GRAIN_MARKER.size + size :]):
         _fail(f"grain {number} is cut off")
-    data = _inflate(record[_GRAIN_MARKER.size : _GRAIN_MARKER.size + size], number, header.capacity)
+    data = _inflate(record[_GRAIN_MARKER.size : _GRAIN_MARKER.size + size], number, header.capacity, is_exact=True)
     if data == _ZERO:
         _fail(f"grain {number} is empty")
     return number, length, data
@@ -333,7 +333,7 @@ def _parse_header(data: bytes) -> Header:
     if grain_sectors != GRAIN_SECTORS or table_grains != TABLE_GRAINS:
         _fail(f"it has grains of {grain_sectors} sectors in tables of {table_grains}, not of 128 in tables of 512")
     if not 0 < capacity <= MAX_CAPACITY // SECTOR:
-        _fail(f"it is said to have {capacity} sectors, more than any disk")
+        _fail(f"it is said to have {capacity} sectors, which no disk has")
     if not descriptor_offset or not 0 < descriptor_size <= _MAX_DESCRIPTOR:
         _fail("its descriptor is not in it")
     return Header(capacity, descriptor_offset, descriptor_size, directory, bool(flags & _HAS_ZEROED_GRAINS))
@@ -384,8 +384,11 @@ def _grain_size(number: int, start: int, size: int) -> int:
     return size
 
 
-def _inflate(packed: bytes, number: int, capacity: int) -> bytes:
-    """Return the 65536 bytes of a grain. Only the last of a disk may be shorter; what is beyond the disk reads as 0."""
+def _inflate(packed: bytes, number: int, capacity: int, *, is_exact: bool = False) -> bytes:
+    """Return the 65536 bytes of a grain. Only the last of a disk may be shorter; what is beyond the disk reads as 0.
+
+    With ``is_exact`` nothing may follow the zlib stream, which readers do not mind.
+    """
     inflater = zlib.decompressobj()
     try:
         data = inflater.decompress(packed, GRAIN + 1)
@@ -394,6 +397,8 @@ def _inflate(packed: bytes, number: int, capacity: int) -> bytes:
     inside = min(GRAIN, capacity * SECTOR - number * GRAIN)
     if not inflater.eof or not inside <= len(data) <= GRAIN or (inside == GRAIN and len(data) != GRAIN):
         _fail(f"grain {number} is damaged: it has not the length of a grain")
+    if is_exact and inflater.unused_data:
+        _fail(f"something follows grain {number}")
     return data if inside == GRAIN else data[:inside] + bytes(GRAIN - inside)
 
 
