@@ -167,13 +167,11 @@ class Step:
 
 STEPS = {
     "listing": "clr_client.transport.list_source",
-    "laying out a basis": "clr_client.seed.lay_out",
     "transfer": "clr_client.transport.fetch",
     "keeping digests": "clr_client.content.digests.DigestCache.save",
     "item trees": "clr_client.store.Store._build_tree",
     "unpacking an OVA": "clr_client.content.ova.unpack",
     "generation": "clr_client.store.Store._build_generation",
-    "the one rename": "clr_client.store.Store._flip",
     "status": "clr_client.sync._record",
 }
 
