@@ -35,8 +35,10 @@ def roll_back(settings: Settings, store: Store, number: int | None) -> int:
         store.prepare()
         try:
             published = _roll_back(settings, store, number)
-            status = dataclasses.replace(statuses.load(store.status), published=True, library=describe_library(store))
-            replace_file(store.status, statuses.dump(status))
+            with statuses.alone(store.status):
+                status = statuses.load(store.status)
+                status = dataclasses.replace(status, published=True, library=describe_library(store))
+                replace_file(store.status, statuses.dump(status))
         except OSError as error:
             raise unusable(store.root, error) from error
         return published
