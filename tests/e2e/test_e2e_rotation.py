@@ -1,10 +1,7 @@
-"""New keys and passwords for old ones, as docs/how-to/keys.md types it."""
+"""New keys for old ones, as docs/how-to/keys.md types it."""
 
 from __future__ import annotations
 
-import base64
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING
 
 from support.engine import docker, run
@@ -17,26 +14,8 @@ if TYPE_CHECKING:
     from support.engine import Pair
 
 
-def status(pair: Pair, password: str) -> int:
-    """Status of lib.json over HTTP with a password; 0 while nothing answers."""
-    request = urllib.request.Request(f"http://127.0.0.1:{pair.http_port}/lib.json")
-    request.add_header("Authorization", "Basic " + base64.b64encode(f"vcsp:{password}".encode()).decode())
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
-
-
-def test_a_sites_key_a_servers_host_keys_and_a_password_are_replaced(make_pair: Callable[..., Pair]) -> None:
-    pair = make_pair(
-        environment={"LIBRARY_PASSWORD_FILE": "/run/secrets/library", "SYNC_RETRIES": "0"},
-        service={"volumes": ["./secrets:/run/secrets:ro"]},
-    )
-    (pair.folder / "secrets").mkdir()
-    (pair.folder / "secrets/library").write_text("first")
+def test_a_sites_key_and_a_servers_host_keys_are_replaced(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair(environment={"SYNC_RETRIES": "0"})
     fake_template(pair.templates / "one")
     pair.up()
     assert pair.wait_runs(1)[0]["result"] == "success"
@@ -77,10 +56,3 @@ def test_a_sites_key_a_servers_host_keys_and_a_password_are_replaced(make_pair: 
     assert any(fingerprint in refused for fingerprint in pair.host_keys() - before), refused
     docker("exec", "--user", "31337", pair.name("client"), "rm", "/syncer/library/known_hosts")
     pair.clr("sync")
-
-    # The subscribers' password
-    assert [status(pair, password) for password in ("first", "second")] == [200, 401]
-    (pair.folder / "secrets/library").write_text("second")
-    docker("restart", pair.name("client"))
-    wait_until(lambda: status(pair, "second") == 200, 60, "the new password")
-    assert status(pair, "first") == 401

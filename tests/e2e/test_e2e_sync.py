@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,30 +93,6 @@ def test_a_sync_by_hand_owns_its_files_like_the_daemon(make_pair: Callable[..., 
 
     foreign = pair.exec("client", "find", "/syncer/library", "!", "-uid", "31337")
     assert foreign == ""
-
-
-def test_the_server_gives_a_key_no_shell(make_pair: Callable[..., Pair]) -> None:
-    pair = make_pair()
-    fake_template(pair.templates / "one")
-    pair.up("server")
-    pair.wait_healthy("server")
-    options = [
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "UserKnownHostsFile=/dev/null",
-        "-o",
-        "BatchMode=yes",
-        "-F",
-        "none",
-    ]
-    key = pair.client_data / "ssh/id_syncer"
-    ssh = ["ssh", *options, "-i", str(key), "-p", str(pair.ssh_port), f"syncer@{pair.address}"]
-
-    done = subprocess.run([*ssh, "id"], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
-
-    assert done.returncode == 1
-    assert "uid=" not in done.stdout
 
 
 def test_a_key_that_the_server_does_not_know_is_named_in_the_log(make_pair: Callable[..., Pair]) -> None:
