@@ -497,7 +497,7 @@ def test_a_listing_without_end_ends_at_a_limit_of_memory(victim: Victim) -> None
 
 
 def test_very_many_names_that_cannot_be_published_cost_little(victim: Victim) -> None:
-    count = 1_000_000 if FULL else 10_000
+    count = 990_000 if FULL else 10_000
     names = tuple(Entry(b"x\n%d" % number, EVIL) for number in range(count))
     victim.server.play(Play((*victim.honest(), *names)))
     for _ in range(2):
