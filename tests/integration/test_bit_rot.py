@@ -14,9 +14,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from clr_client import audit, pull, repair, verification
-from clr_client.damages import noted
+from clr_client import pull
 from clr_client.errors import TransportError
+from clr_client.integrity import audit, repair, verification
+from clr_client.integrity.damages import noted
 from clr_client.rollback import release, roll_back
 from clr_client.transport import fetch
 from clr_client.vcsp.checking import check

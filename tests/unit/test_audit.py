@@ -7,8 +7,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from clr_client.audit import audit
 from clr_client.errors import ManifestError
+from clr_client.integrity.audit import audit
 from clr_client.store import STATE
 from support.templates import fake_template
 from support.volume import Volume

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from clr_client import settings as clr_settings
 from clr_client.daemon import Work
-from clr_client.damages import Damage
 from clr_client.errors import ManifestError
+from clr_client.integrity.damages import Damage
 from clr_client.reporting.status import Verification
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from clr_client import audit as auditing
-from clr_client.audit import audit
 from clr_client.content.digests import DigestCache
-from clr_client.damages import Damage, note, noted, strike_out
 from clr_client.files import FileInfo
-from clr_client.repair import GONE, NO_BETTER, OTHER, mend_here, origin, rotten, wanted
+from clr_client.integrity import audit as auditing
+from clr_client.integrity.audit import audit
+from clr_client.integrity.damages import Damage, note, noted, strike_out
+from clr_client.integrity.repair import GONE, NO_BETTER, OTHER, mend_here, origin, rotten, wanted
 from clr_client.seed import NEVER
 from clr_client.store import STATE
 from clr_client.threads import LEAST_PRIORITY, in_background
@@ -301,7 +301,7 @@ def test_a_full_volume_leaves_the_damage_noted_with_the_reason(volume: Volume, m
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as failing:
-        failing.setattr("clr_client.repair.unpack", full)
+        failing.setattr("clr_client.integrity.repair.unpack", full)
         done = mend_here(volume.store)
     assert "No space left on device" in done.left[0].hindrance
     assert len(mend_here(volume.store).mended) == 1

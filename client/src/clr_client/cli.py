@@ -301,7 +301,7 @@ def verify(repair: bool) -> NoReturn:
 
     What is damaged is mended by the next sync, or at once with --repair. Syncs may go on meanwhile.
     """
-    from clr_client.verification import verify as read
+    from clr_client.integrity.verification import verify as read
 
     loaded = _working() if repair else _answering()[0]
     with bar("verifying") as advance:

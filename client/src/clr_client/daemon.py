@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from clr_client import __version__, transport
 from clr_client.errors import ClrError, LockedError
+from clr_client.integrity.verification import verify as verify_library
 from clr_client.settings import PREFIXES
 from clr_client.sync import synchronise
 from clr_client.text import span
-from clr_client.verification import verify as verify_library
 from clr_client.web import caddy
 from clr_client.web.health import BEAT, heartbeat
 from clr_client.web.site import Site

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from clr_client.content.digests import DigestCache
 from clr_client.content.names import assign_names, fold
 from clr_client.content.verify import VerifiedItem, verify
-from clr_client.damages import note
 from clr_client.errors import HeldError, TreeError
+from clr_client.integrity.damages import note
+from clr_client.integrity.repair import rotten
 from clr_client.plan import Action, parts
-from clr_client.repair import rotten
 from clr_client.reporting.status import Held
 from clr_client.store import Store, TreeSource
 from clr_client.threads import to_end

@@ -8,9 +8,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from clr_client.audit import flaw
 from clr_client.disk import replace_file, sync_folder, unusable
 from clr_client.errors import ManifestError, StoreError
+from clr_client.integrity.audit import flaw
 from clr_client.reporting import status as statuses
 from clr_client.store import TreeSource
 from clr_client.sync import describe_library

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from clr_client import adopt, transport
 from clr_client.content.items import scan
-from clr_client.damages import noted
 from clr_client.disk import replace_file, unusable
 from clr_client.errors import ClrError
+from clr_client.integrity.damages import noted
+from clr_client.integrity.repair import Mended, mend, mend_here
 from clr_client.plan import Action, Choice, Plan, make_plan, parts
 from clr_client.publishing import ROTTEN, publish
 from clr_client.pull import Job, Pulled, list_only, pull
-from clr_client.repair import Mended, mend, mend_here
 from clr_client.reporting import status as statuses
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
 from clr_client.reporting.status import Held, Report

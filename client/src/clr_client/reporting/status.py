@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from clr_client.damages import Damage
+    from clr_client.integrity.damages import Damage
 
 log = logging.getLogger("clr.status")
 

@@ -8,8 +8,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from clr_client.damages import Damage
 from clr_client.errors import ManifestError
+from clr_client.integrity.damages import Damage
 from clr_client.store import STATE
 from clr_client.vcsp.manifests import manifests
 from clr_client.vcsp.model import ADOPTED

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from clr_client.audit import audit
-from clr_client.damages import Damage, note, noted
 from clr_client.errors import ClrError, LockedError
+from clr_client.integrity.audit import audit
+from clr_client.integrity.damages import Damage, note, noted
+from clr_client.integrity.repair import Mended, mend
 from clr_client.pull import Job
-from clr_client.repair import Mended, mend
 from clr_client.reporting.progress import LogLines, Observer
 from clr_client.reporting.status import Verification
 from clr_client.store import Store

@@ -16,13 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clr_client.audit import CHANGED, UNREADABLE, flaw, manifest_flaw
 from clr_client.content.digests import hash_file
 from clr_client.content.items import scan
 from clr_client.content.ova import unpack
-from clr_client.damages import Damage, note, noted, strike_out
 from clr_client.disk import UNFINISHED, link, remove, replace_file, sync_folder
 from clr_client.errors import ClrError, HeldError, ManifestError
+from clr_client.integrity.audit import CHANGED, UNREADABLE, flaw, manifest_flaw
+from clr_client.integrity.damages import Damage, note, noted, strike_out
 from clr_client.plan import Action, ItemPlan
 from clr_client.pull import fetch_again
 from clr_client.seed import NEVER
