@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from support.faultpoints import Ended
 
 REASONS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
-SAMPLE = 6
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -25,7 +24,7 @@ def test_an_error_at_any_step_is_told_with_its_reason_and_the_next_run_comes_to_
 ) -> None:
     bench = Bench(tmp_path, SCENARIOS[name])
     good = Reference(bench)
-    for turn, number in enumerate(chosen(good.points, SAMPLE, f"errors in {name}")):
+    for turn, number in enumerate(chosen(good.points, f"errors in {name}")):
         fault = Fail(number, REASONS[turn % 4], sticky=turn % 8 < 4)
         bench.reset()
         ended = bench.do(bench.scenario.work, fault)

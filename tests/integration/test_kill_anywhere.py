@@ -27,8 +27,6 @@ from support.templates import fake_template
 if TYPE_CHECKING:
     from support.server import Server
 
-SAMPLE = 6
-
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_kill_at_any_step_leaves_a_whole_library_and_the_next_run_comes_to_the_same_volume(
@@ -36,7 +34,7 @@ def test_a_kill_at_any_step_leaves_a_whole_library_and_the_next_run_comes_to_the
 ) -> None:
     bench = Bench(tmp_path, SCENARIOS[name])
     good = Reference(bench)
-    for number in chosen(good.points, SAMPLE, name):
+    for number in chosen(good.points, name):
         bench.reset()
         ended = bench.do(bench.scenario.work, Kill(number))
         assert ended.killed, f"the run had fewer than {number} steps"
