@@ -17,7 +17,7 @@ from clr_client.content.items import group, scan
 from clr_client.content.verify import verify
 from clr_client.errors import HeldError
 from clr_client.repack.template import repack
-from support import faultpoints, vmdks
+from support import faultpoints
 from support.faultpoints import Kill
 from support.site import CLR, Site
 from support.templates import TemplateMaker, envelope, fake_template
@@ -85,7 +85,7 @@ def test_qemu_reads_the_same_disk_after_it_was_repacked_and_after_the_way_back(
     run(CLR, "repack", "--compress", folder)
     check_same(original, folder / DISK)
     assert (folder / DISK).stat().st_size < 1.1 * original.stat().st_size
-    run(CLR, "repack", folder)
+    repack(folder)
     assert (folder / DISK).read_bytes() == repacked
 
 
@@ -168,7 +168,7 @@ def test_a_library_of_repacked_templates_is_published_without_a_word(library: Pa
 def test_a_site_that_pulls_while_files_are_put_in_place_keeps_its_version_and_has_the_new_one_afterwards(
     tmp_path: Path, library: Path, site: Site
 ) -> None:
-    original = vmdks.read((library / "deb" / DISK).read_bytes())
+    original = (library / "deb" / DISK).read_bytes()
     site.sync()
     assert site.versions() == {"deb": "1", "other": "1"}
     pristine = shutil.copytree(library / "deb", tmp_path / "pristine")
@@ -182,13 +182,12 @@ def test_a_site_that_pulls_while_files_are_put_in_place_keeps_its_version_and_ha
         assert faultpoints.run(lambda: repack(library / "deb"), library / "deb", Kill(number)).killed
         assert [entry.key for entry in site.sync().held] == held
         assert site.versions() == {"deb": "1", "other": "1"}
-        assert vmdks.read(site.content("deb", DISK)) == original
+        assert site.content("deb", DISK) == original
         assert not list(site.store.mirror.rglob(".clr-repack*"))
     repack(library / "deb")
     assert site.sync().held == ()
     assert site.versions() == {"deb": "2", "other": "1"}
-    assert vmdks.read(site.content("deb", DISK)) == original
-    assert site.content("deb", DISK) == (library / "deb" / DISK).read_bytes()
+    assert site.content("deb", DISK) == (library / "deb" / DISK).read_bytes() != original
     assert site.sync().literal_bytes == 0
 
 

@@ -61,8 +61,8 @@ def read_back(data: bytes, original: bytes) -> dict[int, bytes]:
         ((), 128),
         ((0,), 1),
         ((0, 1, 3), SECTORS),
-        ((0, 511, 512, 1600), 1601 * 128),
-        ((700,), 2000 * 128 + 1),
+        ((0, 511, 512, 1100), 1101 * 128),
+        ((700,), 800 * 128 + 1),
     ],
 )
 def test_a_disk_that_is_rewritten_has_the_same_content_descriptor_and_capacity(
