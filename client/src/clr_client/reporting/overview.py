@@ -58,7 +58,7 @@ def as_text(
     if settings.verify_schedule:
         following = settings.verify_schedule.next_after(datetime.now(UTC), settings.tz).astimezone(settings.tz)
         lines.append(f"next verification: {following:%a %Y-%m-%d %H:%M %Z}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _library(library: Mapping[str, Any]) -> str:
