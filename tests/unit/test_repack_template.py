@@ -8,6 +8,8 @@ import os
 import random
 import re
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -305,6 +307,26 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     repack(folder)
 
 
+def test_two_at_once_are_refused_on_a_file_system_that_locks_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path / "vm")
+    real = fcntl.flock
+
+    def flock(handle: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    handle = os.open(folder / ".clr-repack.lock", os.O_RDWR | os.O_CREAT)
+    real(handle, fcntl.LOCK_EX)
+    with pytest.raises(LockedError):
+        repack(folder)
+    os.close(handle)
+    assert all(change.is_changed for change in repack(folder).disks)
+
+
 def test_a_volume_without_room_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "vm")
     before = files(folder)
@@ -483,7 +505,10 @@ def test_a_dry_run_does_not_complete_what_a_killed_run_began(tmp_path: Path) -> 
 
 
 def clr(*arguments: object) -> tuple[int, str]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     result = CliRunner().invoke(cli.main, ["repack", *map(str, arguments)])
+    for number, handler in before.items():
+        signal.signal(number, handler)
     return result.exit_code, result.output
 
 

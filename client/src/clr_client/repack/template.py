@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     OnProgress = Callable[[int, int], object]
 
+_LOCK = ".clr-repack.lock"
 _SAMPLES = 64
 _BUFFER = 1 << 20
 
@@ -150,14 +151,17 @@ def _locate(template: Path) -> tuple[Path, Path]:
 def _locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise LockedError("another process rewrites it just now") from None
-    except OSError:  # NFS has no locks on folders
-        pass
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # NFS locks only what is open for writing
+            os.close(handle)
+            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise LockedError("another process rewrites it just now") from None
     finally:
         os.close(handle)
 
