@@ -68,7 +68,7 @@ class Client:
         self.site = site
         self.process: Popen[bytes] | None = None
         self.changes = 1
-        """Grows when the web site goes away and when it is back: odd while it is away."""
+        """Grows when the web site or a file of it goes away and when it is back: odd while it is away."""
 
     @property
     def pid(self) -> int:
@@ -364,7 +364,7 @@ class Soak:
         self.tally["rests"] += 1
 
     def _rot(self, served: Served) -> None:
-        """One byte on the disk flips: it is found and mended, and no subscriber ever hears of it."""
+        """One byte on the disk flips: it is found and mended. Until it is, the file is withdrawn: 404 is right."""
         path = self.random.choice(sorted(self.site.store.items.glob("*/*/*.vmdk")))
         self._clr("verify", exits={0})
         status = path.stat()
@@ -376,7 +376,9 @@ class Soak:
             file.write(bytes([byte[0] ^ 1]))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         self._tell(f"rot: {path.name}")
+        self.client.changes += 1
         self._clr("verify", "--repair", exits={0, 4})
+        self.client.changes += 1
         self._clr("verify", exits={0})
         again = self._look()
         if again != served:
