@@ -138,10 +138,10 @@ def test_no_run_begins_beside_a_program_of_a_killed_one_that_does_not_end(
         holder.kill()
     program = int(mark.read_text())
     try:
-        monkeypatch.setattr("clr_client.store.ORPHAN_SECONDS", 0.3)
+        monkeypatch.setattr("clr_client.lock.ORPHAN_SECONDS", 0.3)
         with pytest.raises(LockedError, match="of a run that was killed"), store.locked("test"):
             pytest.fail("the run began beside it")
-        monkeypatch.setattr("clr_client.store.ORPHAN_SECONDS", 60)
+        monkeypatch.setattr("clr_client.lock.ORPHAN_SECONDS", 60)
         threading.Timer(0.5, os.kill, (program, signal.SIGKILL)).start()
         with store.locked("test"):
             assert not is_running(program, "sh")

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from clr_client import lock
 from clr_client import settings as clr_settings
 from clr_client.content.digests import DigestCache
 from clr_client.directory import STATE, publish_directory
@@ -127,16 +128,16 @@ def test_damage_to_known_digests_is_noticed(data: bytes) -> None:
 
 
 @given(damaged([b"3 5\n"]) | st.binary(max_size=40), either(b'{"since": "2026", "trigger": "hand"}'))
-def test_a_damaged_pin_and_a_damaged_lock_are_read(pin: bytes, lock: bytes) -> None:
+def test_a_damaged_pin_and_a_damaged_lock_are_read(pin: bytes, holder: bytes) -> None:
     with TemporaryDirectory() as folder:
         store = Store(Path(folder))
         store.pin.write_bytes(pin)
         target = store.rolled_back_to()
         assert target is None or isinstance(target, int)
-        (store.root / ".lock").write_bytes(lock)
+        (store.root / ".lock").write_bytes(holder)
         with store.locked("one"):
-            (store.root / ".lock").write_bytes(lock)
-            assert store.running_since()
+            (store.root / ".lock").write_bytes(holder)
+            assert lock.running_since(store.root)
 
 
 @given(st.sampled_from((STATE, "lib.json", "items.json", "vm/item.json", "vm/clr-item.toml", "vm/vm.mf")), st.data())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
-from clr_client import moments
+from clr_client import lock, moments
 from clr_client.errors import LockedError, ManifestError, StoreError
 from clr_client.moments import Moment
 from clr_client.store import PUBLISHED, STATE, Store, TreeSource
@@ -810,7 +810,7 @@ def test_a_full_volume_can_still_be_locked(tmp_path: Path, monkeypatch: pytest.M
 
 def test_whether_a_run_holds_the_volume_is_told_with_its_beginning(tmp_path: Path) -> None:
     store = Store(tmp_path / "library")
-    assert store.running_since() == ""
+    assert lock.running_since(store.root) == ""
     with store.locked("schedule"):
-        assert re.fullmatch(r"20.* \(schedule\)", store.running_since())
-    assert store.running_since() == ""
+        assert re.fullmatch(r"20.* \(schedule\)", lock.running_since(store.root))
+    assert lock.running_since(store.root) == ""

@@ -18,6 +18,7 @@ import click
 
 from clr_client import __version__, settings
 from clr_client.errors import ClrError
+from clr_client.lock import running_since
 from clr_client.reporting import logs
 from clr_client.reporting.progress import Bar, Observer, bar
 from clr_client.reporting.status import PARTIAL
@@ -274,7 +275,7 @@ def status(as_json: bool) -> None:
             store.status,
             store.generation_numbers(),
             library=describe_library(store),
-            running_since=store.running_since(),
+            running_since=running_since(store.root),
             rolled_back_to=store.rolled_back_to(),
         )
     )

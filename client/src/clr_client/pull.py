@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from clr_client import seed, transport, unconfirmed
+from clr_client import filesystem, seed, transport, unconfirmed
 from clr_client.content.items import scan
 from clr_client.errors import GuardError, TransportError
 from clr_client.plan import Action, Choice, Plan, guard, make_plan
@@ -264,7 +264,7 @@ def _needed(job: Job, pulled: Pulled) -> int:
     """Bytes that the volume has to take until the plan is published: what is still to come, and files beside it."""
     plan = pulled.plan
     unpacked = sum(file.size for file in plan.fetch if file.suffix == ".ova")
-    copied = 0 if job.store.shares_files() else plan.bytes - unpacked
+    copied = 0 if filesystem.shares_files(job.store.root) else plan.bytes - unpacked
     return plan.bytes - _arrived(job, pulled) + unpacked + copied + RESERVE_BYTES
 
 
@@ -296,7 +296,7 @@ def _look_again(job: Job, pulled: Pulled, here: Mapping[str, FileInfo] | None = 
         pulled.mirror,
         Choice.of(job.settings),
         complete=pulled.listing.complete,
-        caseless=job.store.is_caseless(),
+        caseless=filesystem.is_caseless(job.store.root),
     )
 
 

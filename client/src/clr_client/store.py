@@ -14,37 +14,32 @@ Nothing under ``items`` or ``generations`` is written to once it has its final n
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import json
 import logging
 import os
-import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from clr_client import moments
-from clr_client.disk import NO_LINKS, UNFINISHED, link, remove, replace_file, sync_folder, unusable, write_file
-from clr_client.errors import ClrError, HeldError, LockedError, ManifestError, StoreError, TreeError
+from clr_client import filesystem, lock, moments
+from clr_client.disk import UNFINISHED, link, remove, replace_file, sync_folder, unusable, write_file
+from clr_client.errors import ClrError, HeldError, ManifestError, StoreError, TreeError
 from clr_client.moments import Moment
 from clr_client.readable import link_names, read_links
-from clr_client.transport.runner import inheriting
 from clr_client.vcsp import record
 from clr_client.vcsp.manifests import manifests
 from clr_client.vcsp.model import ADOPTED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
     from datetime import timedelta
 
     from clr_client.vcsp.model import PublishedItem, PublishedLibrary
 
 log = logging.getLogger("clr.store")
 
-ORPHAN_SECONDS = 10.0
 STATE = ".state.json"
 RESERVE_BYTES = 128 * 1024
 PUBLISHED = ".published.json"
@@ -81,62 +76,9 @@ class Store:
         """Exists while a rollback keeps syncs from publishing; holds the generation rolled back to."""
         self._last_read: tuple[tuple[int, ...], PublishedLibrary] | None = None
 
-    @contextmanager
-    def locked(self, trigger: str) -> Iterator[None]:
-        """Hold the volume for one run. The kernel frees the lock when the process ends, however it ends.
-
-        A second lock is held by the programs of the run too: what a killed run left at work is waited for, so that
-        nothing else ever writes to the volume.
-
-        :raises LockedError: another run holds it; says since when.
-        :raises StoreError: the volume cannot be written to.
-        """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = (self.root / ".lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise unusable(self.root, error) from error
-        with ExitStack() as stack:
-            stack.callback(_close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LockedError(f"already running since {_holder(handle.name)}") from None
-            except OSError as error:
-                raise StoreError(
-                    f"the library volume {self.root} cannot be locked: {error}",
-                    "Its file system must support flock: a local disk does, NFS from version 4 on",
-                ) from error
-            since = {"since": datetime.now(UTC).isoformat(timespec="seconds"), "trigger": trigger}
-            with suppress(OSError):  # a full volume: then nobody is told since when
-                os.ftruncate(handle.fileno(), 0)
-                os.write(handle.fileno(), json.dumps(since).encode())
-            with self._alone():
-                yield
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Wait for the rsync of a killed run, which ends by itself; let those of this run be waited for likewise."""
-        try:
-            handle = (self.root / ".lock-rsync").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise unusable(self.root, error) from error
-        with ExitStack() as stack:
-            stack.callback(_close, handle)
-            deadline = time.monotonic() + ORPHAN_SECONDS
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise LockedError(
-                            "an rsync of a run that was killed is still at work on the library volume",
-                            "It ends by itself; if it does not, its disk hangs",
-                        ) from None
-                    time.sleep(0.05)
-            stack.enter_context(inheriting(handle.fileno()))
-            yield
+    def locked(self, trigger: str) -> AbstractContextManager[None]:
+        """Hold the volume for one run; see ``lock.hold``."""
+        return lock.hold(self.root, trigger)
 
     def prepare(self) -> None:
         """Make the folders and clear away what a killed run left unfinished.
@@ -150,7 +92,7 @@ class Store:
                 for left in folder.glob(f"{UNFINISHED}*"):
                     remove(left)
             if not self.current.is_symlink():
-                self._try_links()
+                filesystem.refuse_without_links(self.root, self.generations)
             self._settle_current()
             self.settle_pin()
             self._clear_trees(self.generation_numbers())
@@ -159,43 +101,6 @@ class Store:
         if not _has_size(self.reserve, RESERVE_BYTES):
             with suppress(OSError):  # a full volume; it has what it needs or will say what it lacks
                 replace_file(self.reserve, bytes(RESERVE_BYTES))
-
-    def _try_links(self) -> None:
-        """Refuse a file system on which nothing could be published, before anything is fetched for it.
-
-        :raises StoreError: it has no symbolic links, or does not follow them.
-        """
-        trial = self.generations / f"{UNFINISHED}link"
-        try:
-            trial.symlink_to("../items")
-            found = trial.is_dir()
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            found = False
-        finally:
-            trial.unlink(missing_ok=True)
-        if not found:
-            raise StoreError(
-                f"the file system of the library volume {self.root} has no symbolic links, by which a library is"
-                " published",
-                "Use one that has: ext4, XFS and Btrfs do; FAT and exFAT do not",
-            )
-
-    def shares_files(self) -> bool:
-        """Whether a file can have a second name here; without hard links an item tree takes copies, and their space."""
-        trial = self.root / f"{UNFINISHED}lock"
-        try:
-            trial.unlink(missing_ok=True)
-            os.link(self.root / ".lock", trial)
-            trial.unlink()
-        except OSError as error:
-            return error.errno not in NO_LINKS
-        return True
-
-    def is_caseless(self) -> bool:
-        """Whether names that differ only by case mean the same file here."""
-        return os.path.lexists(self.root / ".LOCK")
 
     def _settle_current(self) -> None:
         """Drop generations that a killed run made but never published, and find a lost ``current`` again."""
@@ -301,17 +206,6 @@ class Store:
         except (OSError, ValueError):
             return []
         return [pin for pin in pins if pin[1] != self._linked_number()]
-
-    def running_since(self) -> str:
-        """Say since when a run holds the volume; empty when none does."""
-        try:
-            with (self.root / ".lock").open(encoding="utf-8") as handle:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder(str(self.root / ".lock"))
-        except OSError:
-            return ""
-        return ""
 
     def read_generation(self, number: int) -> PublishedLibrary:
         """Read one generation's record.
@@ -521,11 +415,6 @@ def _write_pins(path: Path, pins: list[tuple[int, int]]) -> None:
     replace_file(path, "".join(f"{target} {replaced}\n" for target, replaced in pins).encode())
 
 
-def _close(handle: IO[str]) -> None:
-    with suppress(OSError):  # a failing disk; what was to be said about it was said
-        handle.close()
-
-
 def _discard(folder: Path) -> None:
     """Remove a generation or an item tree; its name goes first, so that nobody meets half of it."""
     doomed = folder
@@ -557,11 +446,3 @@ def _has_size(path: Path, size: int) -> bool:
         return path.stat().st_size == size
     except OSError:
         return False
-
-
-def _holder(lock: str) -> str:
-    try:
-        content = json.loads(Path(lock).read_text(encoding="utf-8"))
-        return f"{content['since']} ({content['trigger']})"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "a moment ago"

@@ -14,7 +14,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from clr_client import adopt, transport
+from clr_client import adopt, filesystem, transport
 from clr_client.content.items import scan
 from clr_client.disk import replace_file, unusable
 from clr_client.errors import ClrError
@@ -139,7 +139,7 @@ async def plan_only(settings: Settings) -> Plan:
         mirror,
         Choice.of(settings),
         complete=listing.complete,
-        caseless=store.is_caseless(),
+        caseless=filesystem.is_caseless(store.root),
     )
 
 
