@@ -3,6 +3,8 @@
 import os
 import signal
 from collections.abc import Generator
+from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -31,12 +33,20 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-class OneEngine(LoadScopeScheduling):
-    """Gives each process one test after the other, and all tests in containers to the same one."""
+class Together(LoadScopeScheduling):
+    """Gives each process one test after the other; those in containers, or with a fixture of a module, together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "containers" if "e2e/" in nodeid.partition("::")[0] else nodeid
+        file = nodeid.partition("::")[0]
+        if "e2e/" in file:
+            return "containers"
+        return file if _shares_a_fixture(self.config.rootpath / file) else nodeid
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneEngine:
-    return OneEngine(config, log)
+@cache
+def _shares_a_fixture(file: Path) -> bool:
+    return 'scope="module"' in file.read_text(encoding="utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together:
+    return Together(config, log)

@@ -28,6 +28,8 @@ RATE = 20 * MB
 """Slow enough for a busy client to keep up with, as real lines are: a kill takes what waits in its buffers."""
 DROPS = 10
 MOST = 1.03
+MOST_KILLED = 1.1
+"""What the client had received and not yet written is lost with it: up to some hundred kilobytes each time."""
 """What may cross with ten drops, for what crosses without.
 
 Lost with a drop are a block that zstd has not closed (at most 128 KiB), the last block of the partial file (the root of
@@ -141,7 +143,7 @@ def test_the_client_is_stopped_and_killed_ten_times_and_nothing_is_sent_twice(
         crossed.append(line.crossed)
         assert site.content("disk.bin", "disk.bin") == (library / "disk.bin").read_bytes()
     print(f"stopped and killed: {crossed[1]} bytes for {crossed[0]}, ratio {crossed[1] / crossed[0]:.4f}")
-    assert crossed[1] < MOST * crossed[0]
+    assert crossed[1] < MOST_KILLED * crossed[0]
 
 
 def stop_clr(site: Site, line: Line, at: int, *, kill: bool) -> None:

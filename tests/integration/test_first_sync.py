@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from clr_client.lock import running_since
 from support.server import wait_until
 from support.site import Site, get, running
 from support.templates import fake_template
@@ -45,7 +46,8 @@ def test_a_slow_subscriber_finishes_the_generation_it_began_and_people_see_the_n
     library: Path, site: Site
 ) -> None:
     with running(site):
-        wait_until(lambda: get(site, "lib.json")[0] == 200, 30, "the first library")
+        wait_until(site.store.status.exists, 60, "the end of the first sync")
+        wait_until(lambda: not running_since(site.library), 60, "its lock")
         begun = json.loads(get(site, "items.json")[1])["items"][0]
         old = {path.name: path.read_bytes() for path in (library / "alpha").iterdir()}
         fake_template(library / "alpha", disk_bytes=100_000, revision=1)

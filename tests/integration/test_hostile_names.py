@@ -107,7 +107,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         )
         with running(site):
             wait_until(lambda: get(site, "lib.json")[0] == 200, 120, "the library")
-            wait_until(lambda: b"library version 1" in (site.home / "run.log").read_bytes(), 60, "the end of the run")
+            wait_until(site.store.status.exists, 60, "the end of the run")
             yield Seen(site, contents, outside)
 
 

@@ -166,15 +166,16 @@ def test_what_sshd_refuses_is_one_printable_line_with_the_sites_name(library: Pa
         wait_until((tmp_path / "agent").exists)
         with Server(library, tmp_path / "s", keys=[key.with_suffix(".pub") for key in identities]) as server:
             subprocess.run(server.rsync("host:file", str(tmp_path), identity=identities[0]), check=True)
-            argvs = [[*server.ssh(identity=identities[1]), *words] for words in REQUESTS.values()]
+            requests = {what: words for what, words in REQUESTS.items() if os.getuid() == 0 or "tun@" not in what}
+            argvs = [[*server.ssh(identity=identities[1]), *words] for words in requests.values()]
             clients = [subprocess.Popen(argv, env=environment, **QUIET) for argv in argvs]
             for client in clients:
                 client.wait(timeout=60)
-            for what in REQUESTS:
+            for what in requests:
                 line = f'sshd: site=thief address=127.0.0.1 refused request="{what}'
                 wait_until(lambda line=line: line in server.log_text(), what=f"{line} in {server.log_text()}")
             assert "site=oslo address=127.0.0.1 refused" not in server.log_text()
-            assert server.log_text().count(" refused ") == len(REQUESTS)
+            assert server.log_text().count(" refused ") == len(requests)
             assert not re.search(r"[^\n -~]", server.log_text())
             assert "\n2026-01-01" not in server.log_text()
     finally:
