@@ -6,6 +6,7 @@ Every one of them is unmounted with its block. Where this machine cannot have it
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -15,6 +16,7 @@ import struct
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,6 +36,7 @@ MAKERS: dict[str, tuple[tuple[str, ...], int]] = {
 """What makes a file system of each kind, and the least size in MiB that it takes."""
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, linux/fs.h: _IOR('X', 125, __u32)
 _LOSE_LOG = 2
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS, linux/sched.h
 _BALLAST = ".ballast"
 _SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 
@@ -108,8 +111,7 @@ class Disk:
     def remount(self, *options: str) -> None:
         """Unmount and mount again: what a failed file system needs, and what a power cut comes to.
 
-        A container that starts meanwhile on this machine has a copy of all mounts for a moment, and with it the failed
-        file system; so this is repeated until the file system is a new one.
+        Who still holds the failed file system would be given it again; so this is repeated until it is a new one.
         """
         run("umount", str(self.path))
         wait_until(lambda: self._is_mounted(options), what=f"{self.path} to be mounted again")
@@ -246,6 +248,21 @@ def needs_root() -> None:
     """Skip the test where file systems cannot be mounted."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount file systems")
+    if not _mounts_apart():
+        pytest.skip("this process cannot have mounts of its own")
+
+
+@cache
+def _mounts_apart() -> bool:
+    """Let only this process and its children see its mounts from now on.
+
+    A container that starts, or a network namespace that is made, takes copies of all mounts that it sees, and keeps a
+    failed file system in use.
+    """
+    if ctypes.CDLL(None).unshare(_NEW_MOUNTS):
+        return False
+    run("mount", "--make-rprivate", "/")
+    return True
 
 
 def needs(program: str, otherwise: str) -> str:

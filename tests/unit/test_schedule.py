@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from clr_client.schedule import Schedule
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 MINUTE = timedelta(minutes=1)
@@ -265,7 +265,6 @@ expressions = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(transition=st.sampled_from(TRANSITIONS), offset=st.integers(-1500, 200), expression=expressions)
 @example(TRANSITIONS[0], -600, "* * * * *")
 @example(TRANSITIONS[1], 30, "*/20 * * * *")
@@ -289,7 +288,6 @@ def test_runs_are_those_that_a_look_at_the_wall_clock_each_minute_finds(
     assert all(earlier < later for earlier, later in pairwise(found))
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     zone=st.sampled_from(sorted({name for name, _ in TRANSITIONS})),
     seconds=st.integers(0, 60 * 365 * 86400),
