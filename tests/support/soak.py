@@ -299,6 +299,9 @@ class Soak:
     @contextmanager
     def _template_torn(self) -> Iterator[None]:
         disks = sorted(self.library.rglob("*.vmdk"))
+        if not disks:  # unmounted at the same time
+            yield
+            return
         disk = self.random.choice(disks)
         whole = disk.read_bytes()
         replace(disk, whole[: self.random.randrange(len(whole))])
