@@ -110,7 +110,7 @@ def test_whatever_the_clock_shows_versions_grow_and_a_subscriber_follows(tmp_pat
     for before, after in pairwise(seen):
         assert all(new > old for old, new in zip(before, after, strict=True))
     created = {item.name: item.created for item in library.items}
-    assert created["alpha"].startswith("1970-01-01T00:0")
+    assert created["alpha"].startswith("1970-01-01T")
 
 
 def test_a_hundred_runs_of_an_unchanged_source_change_no_byte_whatever_the_clock_shows(
