@@ -51,6 +51,9 @@ def test_a_sites_key_and_a_servers_host_keys_are_replaced(make_pair: Callable[..
         file.unlink()
     docker("restart", pair.name("server"))
     wait_until(lambda: len(pair.host_keys()) == 4, 60, "the new host keys")
+    # The engine takes connections for the container before sshd listens in it
+    ask = ("ssh-keyscan", "-p", str(pair.ssh_port), pair.address)
+    wait_until(lambda: "ssh-ed25519" in run(*ask, check=False).stdout, 60, "sshd")
     refused = pair.clr("sync", check=False)
     assert any(fingerprint in refused for fingerprint in before), refused
     assert any(fingerprint in refused for fingerprint in pair.host_keys() - before), refused

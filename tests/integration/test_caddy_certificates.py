@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import json
@@ -47,26 +46,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sites, "POLL", 0.1)
 
 
-@contextlib.contextmanager
-def watching(home: Path, program: str, **environment: str) -> Iterator[Web]:
-    """A site with an own certificate, watching its files."""
-    with caddy.web(home, program, TLS_NAME=NAME, TLS_CUSTOM_CERT="true", **environment) as web:
-        web.publish(1, {"disk.vmdk": b"disk"})
-
-        async def start() -> asyncio.Task[None]:
-            return asyncio.create_task(web.site.watch())
-
-        async def stop(task: asyncio.Task[None]) -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        task = web.run(start())
-        try:
-            yield web
-        finally:
-            web.run(stop(task))
-
-
 def shown(web: Web, name: str | None = NAME) -> str | None:
     """The serial number of the certificate that the site shows, None when there is no HTTPS."""
     try:
@@ -79,7 +58,7 @@ def shown(web: Web, name: str | None = NAME) -> str | None:
 
 def test_own_certificate_is_served_whatever_name_the_client_asks_for(home: Path, program: str) -> None:
     number = make_pair(home / "certs", NAME)
-    with watching(home, program) as web:
+    with caddy.watching(home, program, NAME) as web:
         assert [shown(web, name) for name in (NAME, "other.example.com", None)] == [number] * 3
         answer = web.ask("/lib.json", tls=True, name=NAME)
         assert answer.status == 200
@@ -88,7 +67,7 @@ def test_own_certificate_is_served_whatever_name_the_client_asks_for(home: Path,
 
 def test_plain_http_is_redirected_to_the_named_https_site(home: Path, program: str) -> None:
     make_pair(home / "certs", NAME)
-    with watching(home, program) as web:
+    with caddy.watching(home, program, NAME) as web:
         for path in ("/lib.json", "/Tmpl%20one/?a=%20b", "/%2e%2e/x"):
             answer = web.ask(path, headers={"Host": "evil.example"})
             assert answer.status == 308
@@ -106,13 +85,13 @@ def test_old_versions_of_tls_are_refused(home: Path, program: str) -> None:
         context.minimum_version = ssl.TLSVersion.TLSv1
     with pytest.warns(DeprecationWarning):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with watching(home, program) as web, pytest.raises(ssl.SSLError):
+    with caddy.watching(home, program, NAME) as web, pytest.raises(ssl.SSLError):
         web.connect(tls=True, name=NAME, context=context)
 
 
 def test_certificate_replaced_on_disk_is_used_without_dropping_a_download(home: Path, program: str) -> None:
     old = make_pair(home / "certs", NAME)
-    with watching(home, program) as web:
+    with caddy.watching(home, program, NAME) as web:
         with (web.library / "items" / "u1" / "1" / "big.vmdk").open("wb") as file:
             file.truncate(64 << 20)
         with contextlib.closing(socket.socket()) as plain:
@@ -141,7 +120,7 @@ def test_broken_replacement_leaves_the_old_certificate_in_use_and_says_so_once(
     home: Path, program: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = make_pair(home / "certs", NAME)
-    with watching(home, program) as web, caplog.at_level(logging.INFO):
+    with caddy.watching(home, program, NAME) as web, caplog.at_level(logging.INFO):
         (home / "certs" / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\nbroken\n-----END CERTIFICATE-----\n")
         wait_until(lambda: "the certificate in use stays" in caplog.text)
         web.run(web.site.refresh())
@@ -167,7 +146,7 @@ def test_unusable_certificate_at_start_is_named_nothing_is_served_and_a_mended_o
         "expired": f"{certs}/cert.pem expired on",
         "mismatch": f"key.pem does not belong to cert.pem in {certs}",
     }[fault]
-    with caplog.at_level(logging.INFO), watching(home, program) as web:
+    with caplog.at_level(logging.INFO), caddy.watching(home, program, NAME) as web:
         wait_until(lambda: reason in caplog.text)
         assert web.site.caddy.healthy
         assert shown(web) is None
@@ -183,7 +162,7 @@ def test_unusable_certificate_at_start_is_named_nothing_is_served_and_a_mended_o
 def test_key_is_nowhere_but_in_its_file(home: Path, program: str, caplog: pytest.LogCaptureFixture) -> None:
     make_pair(home / "certs", NAME)
     key = (home / "certs" / "key.pem").read_text().splitlines()[1]
-    with caplog.at_level(logging.DEBUG), watching(home, program, LOG_LEVEL="debug") as web:
+    with caplog.at_level(logging.DEBUG), caddy.watching(home, program, NAME, LOG_LEVEL="debug") as web:
         make_pair(home / "certs", NAME)
         web.run(web.site.refresh(force=True))
         assert web.ask("/lib.json", tls=True, name=NAME).status == 200

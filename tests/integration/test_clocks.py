@@ -161,26 +161,6 @@ def test_a_clock_that_is_set_takes_nothing_from_a_reader_that_is_at_it(home: Pat
         assert volume.store.generation_numbers() == (1, 2, 3, 4)
 
 
-@contextlib.contextmanager
-def watching(home: Path) -> Iterator[caddy.Web]:
-    """A site with an own certificate, which looks at its files and the clock again and again."""
-    with caddy.web(home, caddy.program("debian-13"), TLS_NAME=NAME, TLS_CUSTOM_CERT="true") as web:
-        web.publish(1, {"disk.vmdk": b"disk"})
-
-        async def start() -> asyncio.Task[None]:
-            return asyncio.create_task(web.site.watch())
-
-        async def stop(task: asyncio.Task[None]) -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        task = web.run(start())
-        try:
-            yield web
-        finally:
-            web.run(stop(task))
-
-
 def serves(web: caddy.Web) -> bool:
     try:
         return web.ask("/lib.json", tls=True, name=NAME).status == 200
@@ -194,7 +174,7 @@ def test_a_machine_that_starts_in_1970_says_what_is_wrong_and_serves_as_soon_as_
     monkeypatch.setattr(sites, "POLL", 0.1)
     make_pair(home / "certs", NAME)
     wrong.off = STEPS["1970"]
-    with caplog.at_level(logging.INFO), watching(home) as web:
+    with caplog.at_level(logging.INFO), caddy.watching(home, caddy.program("debian-13"), NAME) as web:
         assert "cert.pem is not valid before 20" in caplog.text
         assert "the clock here is at 1970-01-01" in caplog.text
         assert not serves(web)
@@ -210,7 +190,7 @@ def test_a_certificate_that_ends_is_announced_every_day_is_served_on_and_unhealt
     monkeypatch.setattr(sites, "POLL", 0.1)
     monkeypatch.setattr(sites, "REMIND", 0.3)  # instead of a day
     make_pair(home / "certs", NAME, days=90)
-    with caplog.at_level(logging.WARNING), watching(home) as web:
+    with caplog.at_level(logging.WARNING), caddy.watching(home, caddy.program("debian-13"), NAME) as web:
         time.sleep(0.5)
         assert "expires" not in caplog.text
         wrong.off = timedelta(days=75)

@@ -183,6 +183,26 @@ def web(home: Path, program: str, **environment: str) -> Iterator[Web]:
         yield site
 
 
+@contextlib.contextmanager
+def watching(home: Path, program: str, name: str, **environment: str) -> Iterator[Web]:
+    """A site with an own certificate for ``name``, which looks at its files and the clock again and again."""
+    with web(home, program, TLS_NAME=name, TLS_CUSTOM_CERT="true", **environment) as site:
+        site.publish(1, {"disk.vmdk": b"disk"})
+
+        async def start() -> asyncio.Task[None]:
+            return asyncio.create_task(site.site.watch())
+
+        async def stop(task: asyncio.Task[None]) -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        task = site.run(start())
+        try:
+            yield site
+        finally:
+            site.run(stop(task))
+
+
 def make_pair(folder: Path, name: str = "library.example.com", days: int = 90) -> str:
     """Put a new cert.pem and key.pem into ``folder``, as people do: one after the other. Returns the serial number.
 

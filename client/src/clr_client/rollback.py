@@ -8,12 +8,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from clr_client.disk import replace_file, sync_folder, unusable
+from clr_client.disk import sync_folder, unusable
 from clr_client.errors import ManifestError, StoreError
 from clr_client.integrity.audit import flaw
-from clr_client.reporting import status as statuses
 from clr_client.store import TreeSource
-from clr_client.sync import describe_library
+from clr_client.sync import describe_library, record
 from clr_client.vcsp.build import next_library
 from clr_client.vcsp.model import as_content
 
@@ -35,10 +34,7 @@ def roll_back(settings: Settings, store: Store, number: int | None) -> int:
         store.prepare()
         try:
             published = _roll_back(settings, store, number)
-            with statuses.alone(store.status):
-                status = statuses.load(store.status)
-                status = dataclasses.replace(status, published=True, library=describe_library(store))
-                replace_file(store.status, statuses.dump(status))
+            record(store, lambda status: dataclasses.replace(status, published=True, library=describe_library(store)))
         except OSError as error:
             raise unusable(store.root, error) from error
         return published

@@ -223,7 +223,7 @@ def _write_down(store: Store, status: bytes) -> None:
     try:
         replace_file(store.status, status)
     except OSError:
-        store.reserve.unlink()
+        store.reserve.unlink(missing_ok=True)
         replace_file(store.status, status)
 
 
