@@ -125,6 +125,8 @@ class Server:
     def _environment(self, changes: Mapping[str, str | None]) -> dict[str, str]:
         # The tests' folders are often below /tmp, which StrictModes does not like.
         options = ["ListenAddress=127.0.0.1", "StrictModes=no", f"AllowUsers={self.user}"]
+        # A shell that is not the first one reads no ~/.bashrc, whatever lies in this account's: the image has no bash.
+        options.append("SetEnv=SHLVL=1")
         if self.user == "root":
             options.append("PermitRootLogin=prohibit-password")
             if _is_locked("root"):
