@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import time
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ _ITEMS = 25
 @case
 def clients(bench: Bench) -> Iterator[Row]:
     """Many clients in the same second, with the product's own settings: failures after retries, the server's cost."""
+    logging.getLogger("clr").setLevel(logging.ERROR)
     most = bench.size.clients
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 50 * most)), hard))

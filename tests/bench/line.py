@@ -104,9 +104,13 @@ class _Far:
             self.seen.append((float(seconds), int(size) - _HEADERS * int(packets)))
 
     def use(self, algorithm: str) -> None:
-        """Set the congestion control of new connections on both sides."""
-        for space in (self.client, self.server_space):
-            _ip("netns", "exec", space, "sysctl", "-qw", f"net.ipv4.tcp_congestion_control={algorithm}")
+        """Set the congestion control of new connections on both sides.
+
+        By the route: the sysctl of a network namespace takes only what the host's
+        net.ipv4.tcp_allowed_congestion_control lists.
+        """
+        for space, peer in ((self.client, _SERVER), (self.server_space, _CLIENT)):
+            _ip("-n", space, "route", "replace", peer, "dev", space, "congctl", algorithm)
 
     def share(self, start: Callable[[], list[subprocess.Popen[bytes]]]) -> float:
         """What share of the line content takes while these processes run, for as long as the size says."""
@@ -174,23 +178,22 @@ class _Far:
 @contextlib.contextmanager
 def _far(bench: Bench, work: Path) -> Iterator[_Far]:
     names = (f"clrb{os.getpid()}c", f"clrb{os.getpid()}s")
-    devices = (f"clrb{os.getpid()}c"[-15:], f"clrb{os.getpid()}s"[-15:])
     options = ["--rate", str(RATE), "--delay", str(DELAY), "--loss", str(LOSS)]
     with ExitStack() as stack:
         relay = subprocess.Popen(
-            [sys.executable, "-m", "bench.relay", *devices, *options], cwd=TESTS, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "bench.relay", *names, *options], cwd=TESTS, stdout=subprocess.PIPE, text=True
         )
         stack.callback(_end, relay)
         assert relay.stdout is not None
         if relay.stdout.readline() != "ready\n":
             raise UnavailableError("no TUN device can be made here")
-        for name, near, address, peer in zip(names, devices, (_CLIENT, _SERVER), (_SERVER, _CLIENT), strict=True):
+        for name, address, peer in zip(names, (_CLIENT, _SERVER), (_SERVER, _CLIENT), strict=True):
             _ip("netns", "add", name)
             stack.callback(_ip, "netns", "del", name)
-            _ip("link", "set", near, "netns", name)
+            _ip("link", "set", name, "netns", name)
             _ip("-n", name, "link", "set", "lo", "up")
-            _ip("-n", name, "addr", "add", address, "peer", peer, "dev", near)
-            _ip("-n", name, "link", "set", near, "up", "txqueuelen", "1000")
+            _ip("-n", name, "addr", "add", address, "peer", peer, "dev", name)
+            _ip("-n", name, "link", "set", name, "up", "txqueuelen", "1000")
         far = _Far(bench, work, relay, names)
         argv = ["ip", "netns", "exec", names[1], sys.executable, "-m", "bench.remote"]
         told = [str(far.library), str(work / "server"), _SERVER, str(far.server.port)]

@@ -46,7 +46,7 @@ class Direction:
         for _ in range(64):
             try:
                 packet = os.read(self.source, 65536)
-            except BlockingIOError:
+            except OSError:  # nothing more, or the device is gone
                 return
             now = time.monotonic()
             start = max(now, self.free_at)

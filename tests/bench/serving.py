@@ -53,7 +53,7 @@ def serving(bench: Bench) -> Iterator[Row]:
         raise UnavailableError("needs the packages nginx and wrk")
     with bench.scratch() as work:
         library = noise_library(work / "primary", items=_SMALL_ITEMS, disks=2, disk_bytes=4000)
-        noise_library(library / "large", items=1, disks=1, disk_bytes=_LARGE)
+        (noise_library(work / "large", items=1, disks=1, disk_bytes=_LARGE) / "item-0000").rename(library / "large")
         with Server(library, work / "server") as server:
             site = Site(work / "site", server, HTTP_PORT=str(free_port()))
             with running(site):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MB = 1_000_000
 FILES = 10_000
 _PER_ITEM = 4
+FULL_SIZE = 4000 * MB
+"""What the targets of times are for: with less, starting the programs is what takes long."""
 
 
 def noise_library(folder: Path, *, items: int, disks: int, disk_bytes: int) -> Path:
@@ -84,7 +86,7 @@ def first_sync(bench: Bench) -> Iterator[Row]:
                 baseline=baseline.seconds,
                 unit="s",
                 against="rsync -a alone",
-                target=1.1,
+                target=1.1 if size >= FULL_SIZE else None,
                 clr_memory=best.clr_memory,
                 rsync_memory=best.rsync_memory,
                 note=f"CPU: clr {best.cpu:.1f} s, its ssh and rsync {best.others_cpu:.1f} s; "
@@ -190,8 +192,8 @@ def publish(bench: Bench) -> Iterator[Row]:
             baseline=baseline,
             unit="s",
             against="script that reads twice",
-            target=0.02,
-            note="the target is for 4 GB; all files are in memory, which is good for the script",
+            target=0.02 if size >= FULL_SIZE else None,
+            note="all files are in memory, which is good for the script",
         )
 
 
