@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # A later release may accept what this one refuses.
 _REFUSED = f"refused by {__version__}"
+
+SMALL_SUFFIXES = (".ovf", ".mf")
+"""Files that are read as a whole for what they say, and hashed on the way."""
 
 ItemType = Literal["vcsp.ovf", "vcsp.iso", "vcsp.other"]
 
@@ -97,6 +101,33 @@ def verify(
         archive=found.archive,
         warnings=item.notes + found.warnings,
     )
+
+
+def read_ahead(
+    item: SourceItem, file: FileInfo, root: Path, cache: DigestCache, *, stop: threading.Event | None = None
+) -> None:
+    """Find out about one file of an item what ``verify`` is going to ask, so that it need not read it.
+
+    Small files that say something are left to it. Blocks. Raises HeldError for what cannot be read.
+    """
+    if file.suffix in SMALL_SUFFIXES or file == item.metadata or item.problem is not None:
+        return
+    reader = _Reader(f"{root}/", {file.path: _check_present(file, f"{root}/")}, cache, stop)
+    kinds = [other.suffix for other in item.files]
+    if file.suffix == ".ova" and kinds.count(".ova") == 1 and ".ovf" not in kinds:
+        _ova_contents(file, reader)
+    else:
+        reader.hashed([file], {file.name: _listed_algorithms(item, file, root)})
+
+
+def _listed_algorithms(item: SourceItem, file: FileInfo, root: Path) -> set[str]:
+    """The algorithms that a manifest beside a file lists it with, as far as there is one already."""
+    found: set[str] = set()
+    for manifest in (other for other in item.files if other.suffix == ".mf"):
+        with contextlib.suppress(HeldError):
+            data, _ = read_small(root / manifest.path, checksums.MAX_MANIFEST)
+            found |= {entry.algorithm for entry in checksums.parse(data) if entry.name == file.name}
+    return found
 
 
 @dataclass(frozen=True, slots=True)
