@@ -137,6 +137,7 @@ def _row(
     theirs = crossed(bench, baseline or change, "original")
     images = bench.images
     old, new = (images.disk(revision, repacked=change.repacked) for revision in (change.old, change.new))
+    least = limit(old, new) if at_limit else None
     note = f"{ours.usage.seconds:.1f} s ({theirs.usage.seconds:.1f} s); server's CPU {ours.server_cpu:.1f} s"
     note += f" ({theirs.server_cpu:.1f} s); rsync counted {ours.counted / MB:.3f} MB"
     return Row(
@@ -146,7 +147,7 @@ def _row(
         unit="MB",
         against="original's flags",
         target=target,
-        limit=limit(old, new) / MB if at_limit else None,
+        limit=least / MB if least else None,
         clr_memory=ours.usage.clr_memory,
         rsync_memory=ours.usage.rsync_memory,
         note=note,

@@ -34,7 +34,7 @@ RATE, DELAY, LOSS = 12.5 * MB, 0.1, 0.01
 _HEADERS = 52
 """Bytes of IP and TCP with timestamps in each packet."""
 _SERVER, _CLIENT = "10.219.77.1", "10.219.77.2"
-_ALGORITHMS = ("bbr", "cubic", "reno")
+_ALGORITHMS = ("bbr", "cubic")
 _STREAMS = 4
 _FROM_BYTES = 2 * MB
 """The measurement begins this far in, and two seconds later: handshake, listing and the first window are over."""

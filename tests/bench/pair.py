@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).resolve().parents[1]
 PYTHONPATH = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+LARGEST_WINDOW = 1 << 31
 ORIGINAL = ("-avh", "--delete")
 """The flags of the original's rsync."""
 
@@ -188,8 +189,10 @@ class ServerLoad:
 
 
 @cache
-def limit(old: Path, new: Path) -> int:
-    """What `zstd --patch-from` needs to make one file from another, in bytes."""
+def limit(old: Path, new: Path) -> int | None:
+    """What `zstd --patch-from` needs to make one file from another, in bytes; None for files beyond its window."""
+    if max(old.stat().st_size, new.stat().st_size) > LARGEST_WINDOW:
+        return None
     with tempfile.TemporaryDirectory(dir=new.parents[1]) as folder:
         patch = Path(folder) / "patch"
         argv = ["zstd", "-q", "--long=31", f"--patch-from={old}", str(new), "-o", str(patch)]
