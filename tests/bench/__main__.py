@@ -50,13 +50,15 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        machine = table.facts()
-        self.kept: dict[str, Any] = {}
-        if path.exists() and (found := json.loads(path.read_text())).pop("machine", "") == machine:
-            self.kept = found
-        self.machine = machine
+        self.machine = table.facts()
+        self.kept = self._load()
+
+    def _load(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found if found.pop("machine", "") == self.machine else {}
 
     def put(self, name: str, rows: list[Row]) -> None:
+        self.kept = self._load()  # another run may have put its own
         self.kept[name] = {"date": datetime.now(UTC).date().isoformat(), "rows": [table.dump(row) for row in rows]}
         self.path.write_text(json.dumps({"machine": self.machine, **self.kept}, indent=1))
 
