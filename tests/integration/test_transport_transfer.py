@@ -249,6 +249,29 @@ def test_a_file_is_told_of_while_the_next_one_is_still_arriving(library: Path, l
     assert told_at == [False, True]
 
 
+def test_with_a_limit_a_port_where_nobody_listens_may_be_tried_again_and_no_process_is_left(
+    tmp_path: Path, server: Server, mirror: Path
+) -> None:
+    link = link_to(server, tmp_path, peer=Peer("127.0.0.1", free_port()))
+    with pytest.raises(TransportError) as caught:
+        bring(link, mirror, "a", rate=MIB)
+    assert caught.value.retryable
+    assert "no connection" in caught.value.message
+    assert "refused" in caught.value.message
+    assert left_behind(tmp_path) == {}
+
+
+def test_with_a_limit_the_hosts_key_is_the_one_that_is_known_without_it(
+    library: Path, server: Server, mirror: Path, tmp_path: Path
+) -> None:
+    write(library / "a", b"a")
+    link = link_to(server, tmp_path)
+    listing(link)
+    assert bring(link_to(server, tmp_path, trust_first=False), mirror, "a", rate=MIB).complete
+    with pytest.raises(HostKeyError):
+        bring(link_to(server, tmp_path, trust_first=False, known_hosts=tmp_path / "none"), mirror, "a", rate=MIB)
+
+
 # --- what does not cross again ---
 
 
