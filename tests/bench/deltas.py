@@ -48,12 +48,16 @@ class Crossed:
 
 @dataclass(frozen=True)
 class Change:
-    """From one revision to another. ``way``: the same names, a new folder, or new names of the files too."""
+    """From one revision to another. ``way``: the same names, a new folder, or new names of the files too.
+
+    ``blocks`` is SYNC_BLOCK_SIZE.
+    """
 
     old: str
     new: str
     way: str = "same"
     repacked: bool = False
+    blocks: str = "auto"
 
 
 @cache
@@ -73,7 +77,7 @@ def crossed(bench: Bench, change: Change, client: str, rate: float | None = None
             library.mkdir()
         new = images.template(change.new, repacked=change.repacked)
         with Server(library, work / "server") as server:
-            site = Site(work / "site", server, SYNC_RETRY_DELAY="0", SYNC_RETRIES="1")
+            site = Site(work / "site", server, SYNC_RETRY_DELAY="0", SYNC_RETRIES="1", SYNC_BLOCK_SIZE=change.blocks)
             plain = work / "plain"
             if change.old:
                 _run(client, server, site, plain, server.port)
@@ -213,6 +217,14 @@ def repacked(bench: Bench) -> Iterator[Row]:
     ):
         change = Change("base", new, repacked=True)
         yield _row(bench, f"repacked: {name}", change, target, baseline=Change("base", new))
+
+
+@case
+def blocks(bench: Bench) -> Iterator[Row]:
+    """Other lengths of blocks than the product's choice, for a rebuilt disk."""
+    for length in ("8192", "2048", "1024"):
+        change = Change("base", "rebuilt", blocks=length)
+        yield _row(bench, f"rebuilt from scratch, blocks of {length}", change, None, baseline=Change("base", "rebuilt"))
 
 
 @case
