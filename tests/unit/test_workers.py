@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -100,6 +101,25 @@ def test_an_error_in_what_is_told_ends_all_and_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
         run(line, 3)
     assert line.running == 0
+
+
+def test_a_hundred_thousand_small_files_cost_their_progress_no_more_than_one() -> None:
+    files = tuple(FileInfo(f"{number}", 1, 1) for number in range(100_000))
+    seen: list[Progress] = []
+
+    async def bring(batch: Batch, tell: Callable[[Progress], None]) -> Transfer:
+        for done, file in enumerate(batch.files):
+            tell(Progress(done, 1.0, file.path))
+        return DONE
+
+    async def main() -> None:
+        batches = [Batch(files, 4096)]
+        await fetch_all(batches, bring, at_once=1, on_transfer=lambda _: None, on_progress=seen.append)
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 30
+    assert len(seen) == len(files)
 
 
 def test_a_cancel_ends_all() -> None:

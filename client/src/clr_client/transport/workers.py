@@ -42,16 +42,16 @@ async def fetch_all(
     :raises HostKeyError: the server's key is not the one known.
     :raises TransportError: at least one batch did not go through; what arrived stays.
     """
-    waiting = deque(batches)
+    waiting = deque(enumerate(batches))
     errors: list[TransportError] = []
     sums = _Sums(on_progress)
 
     async def work() -> None:
         while waiting:
-            batch = waiting.popleft()
-            sums.start(batch)
+            number, batch = waiting.popleft()
+            sums.start(number)
             try:
-                on_transfer(await bring(batch, partial(sums.add, batch)))
+                on_transfer(await bring(batch, partial(sums.add, number)))
             except TransportError as error:
                 errors.append(error)
                 if not error.retryable:
@@ -60,7 +60,7 @@ async def fetch_all(
                     log.warning("one transfer ended early, the others go on: %s", error)
                 return
             finally:
-                sums.stop(batch)
+                sums.stop(number)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -73,23 +73,23 @@ async def fetch_all(
 
 
 class _Sums:
-    """Adds up how far all transfers are."""
+    """Adds up how far all transfers, each with a number, are."""
 
     def __init__(self, tell: Callable[[Progress], None]) -> None:
-        self.running: dict[Batch, Progress] = {}
+        self.running: dict[int, Progress] = {}
         self._tell = tell
         self._ended = 0
 
-    def start(self, batch: Batch) -> None:
+    def start(self, number: int) -> None:
         """Note that a transfer begins."""
-        self.running[batch] = Progress(0, 0.0, None)
+        self.running[number] = Progress(0, 0.0, None)
 
-    def add(self, batch: Batch, progress: Progress) -> None:
+    def add(self, number: int, progress: Progress) -> None:
         """Take what one transfer tells, and tell the sum."""
-        self.running[batch] = progress
+        self.running[number] = progress
         done = self._ended + sum(each.done_bytes for each in self.running.values())
         self._tell(Progress(done, sum(each.rate for each in self.running.values()), progress.file))
 
-    def stop(self, batch: Batch) -> None:
+    def stop(self, number: int) -> None:
         """Note that a transfer is over; what it did still counts."""
-        self._ended += self.running.pop(batch).done_bytes
+        self._ended += self.running.pop(number).done_bytes
