@@ -8,7 +8,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from clr_client.content.digests import DigestCache
 from clr_client.content.verify import read_ahead
 from clr_client.errors import HeldError
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from clr_client.content.digests import DigestCache
     from clr_client.content.items import SourceItem
     from clr_client.files import FileInfo
     from clr_client.plan import Plan
@@ -32,8 +32,8 @@ class Arrivals:
     verification.
     """
 
-    def __init__(self, mirror: Path) -> None:
-        self.digests = DigestCache()
+    def __init__(self, mirror: Path, digests: DigestCache) -> None:
+        self.digests = digests
         self._mirror = mirror
         self._wanted: Mapping[str, tuple[SourceItem, FileInfo]] = {}
         self._stop = threading.Event()

@@ -88,7 +88,7 @@ class Pulled:
     problems: tuple[str, ...] = ()
     """What the newest transfers said about files that did not arrive."""
     digests: DigestCache = field(default_factory=DigestCache)
-    """What was found out about files while others arrived."""
+    """What is known about files, also what was found out while others arrived."""
 
     def count(self, transfer: Transfer) -> None:
         """Add one transfer's bytes and problems."""
@@ -145,7 +145,7 @@ async def pull(job: Job) -> Pulled:
     :raises TransportError: no server could be listed.
     :raises GuardError: the plan was refused; nothing was touched.
     """
-    arrivals = Arrivals(job.store.mirror)
+    arrivals = Arrivals(job.store.mirror, await to_end(lambda: DigestCache.load(job.store.digests)))
     pulled = Pulled(digests=arrivals.digests)
     try:
         async with asyncio.timeout(job.settings.sync_window.total_seconds() or None):
