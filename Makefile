@@ -2,7 +2,7 @@
 # Nothing but make and a Debian machine is needed: the targets install the rest (as root, or with passwordless sudo).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint docs images up down clean
+.PHONY: help setup demo test soak bench lint docs images up down clean
 
 setup_sh := tests/support/setup.sh
 python := .venv/bin/python
@@ -33,6 +33,11 @@ soak: ## Let random faults befall a running pair for SOAK=10m (90s, 1h, ...); SO
 	@$(setup_sh) venv dev
 	@cd tests && ../$(python) -m support.soak
 
+bench: ## Measure bytes, time and memory against baselines; BENCH=small in minutes, BENCH_ONLY=case,case
+	@$(setup_sh) packages bench
+	@$(setup_sh) venv dev
+	@cd tests && nice -n 10 ../$(python) -m bench
+
 lint: ## Check style, types, shell files, YAML and compose files; warnings are errors
 	@$(setup_sh) packages lint
 	@$(setup_sh) venv dev
@@ -58,5 +63,5 @@ down: ## Stop both roles; keys and libraries stay
 	@$(compose) -f docker-compose.server.yaml down
 
 clean: ## Remove what these targets made: .venv, the demo's files, caches
-	@rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/.pytest_cache tests/.hypothesis
+	@rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/bench tests/.pytest_cache tests/.hypothesis
 	@find client tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -83,7 +83,8 @@ def publish_new_versions(library: Path) -> dict[str, Path]:
 def test_the_line_drops_ten_times_and_nothing_is_sent_twice(
     library: Path, server: Server, tmp_path: Path, publish: Callable[[Path], dict[str, Path]]
 ) -> None:
-    sites = [a_site(tmp_path / name, server, SYNC_RETRIES="1") for name in ("calm", "stormy")]
+    environment = {"SYNC_RETRIES": "1", "SYNC_PARALLEL": "1"}
+    sites = [a_site(tmp_path / name, server, **environment) for name in ("calm", "stormy")]
     if publish is publish_new_versions:
         for number, name in enumerate(("base", "web-2026-10"), 1):
             (library / name).mkdir()

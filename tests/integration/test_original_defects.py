@@ -262,7 +262,7 @@ def test_defect_19_unchanged_content_is_not_read_and_changed_content_once(
 
 def test_defect_20_the_old_name_of_the_bandwidth_setting_works_and_is_warned_about() -> None:
     settings, warnings = clr_settings.load({"SYNC_MAX_KBPS": "1500"})
-    assert settings.sync_max_bw == "1500"
+    assert str(settings.sync_max_bw) == "1500"
     assert any("SYNC_MAX_KBPS" in warning and "SYNC_MAX_BW" in warning for warning in warnings)
 
 

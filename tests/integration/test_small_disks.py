@@ -296,7 +296,7 @@ def test_a_file_that_cannot_even_be_begun_here_is_no_trouble_at_the_server(stand
                 ["alpha/alpha-disk1.vmdk"],
                 site.store.mirror,
                 basis=None,
-                bandwidth="0",
+                block=4096,
                 on_progress=lambda _: None,
             )
         )
@@ -450,13 +450,14 @@ def test_what_arrived_and_the_old_version_are_joined_without_space_where_the_fil
         target.write_bytes(old)
         partial.write_bytes(new)
         before = disk.used
-        seed.lay_out({"a/disk.vmdk": "a/disk.vmdk"}, {"a/disk.vmdk": partial}, mirror, basis, len(new))
+        path = "a/disk.vmdk"
+        seed.lay_out({path: path}, {path: partial}, mirror, basis, {path: 4096}, len(new))
         assert disk.used < before + MIB
         joined = target.read_bytes()
         arrived = len(joined) - len(old)
         assert joined.endswith(old)
         assert joined[: arrived - 4096] == new[: arrived - 4096]
-        assert arrived > len(new) - 2 * seed.MOST_BLOCK
+        assert arrived > len(new) - 2 * 4096
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])

@@ -26,6 +26,7 @@ from clr_client.transport import (
     Progress,
     Transfer,
     fetch,
+    limited,
     list_source,
     partials,
     pin,
@@ -104,21 +105,17 @@ def bring(
     mirror: Path,
     *paths: str,
     basis: Path | None = None,
-    bandwidth: str = "0",
+    rate: int = 0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_file: Callable[[str], None] = lambda path: None,
 ) -> Transfer:
-    return asyncio.run(
-        fetch(
-            link,
-            paths,
-            mirror,
-            basis=basis,
-            bandwidth=bandwidth,
-            on_progress=on_progress,
-            on_file=on_file,
-        )
-    )
+    async def main() -> Transfer:
+        async with limited(link, lambda: rate) if rate else contextlib.nullcontext(link) as line:
+            return await fetch(
+                line, paths, mirror, basis=basis, block=4096, rate=rate, on_progress=on_progress, on_file=on_file
+            )
+
+    return asyncio.run(main())
 
 
 def noise(size: int, seed: int = 1) -> bytes:
@@ -223,7 +220,7 @@ def test_secrets_of_this_process_are_not_in_the_environment_of_its_children(
 def test_progress_grows_to_the_size_and_names_the_file(library: Path, link: Link, mirror: Path) -> None:
     write(library / "a" / "disk", noise(4 * MIB))
     seen: list[Progress] = []
-    transfer = bring(link, mirror, "a/disk", bandwidth="2m", on_progress=seen.append)
+    transfer = bring(link, mirror, "a/disk", rate=2 * MIB, on_progress=seen.append)
     assert seen[-1].done_bytes == transfer.literal == 4 * MIB
     assert seen[-1].file == "a/disk"
     assert [progress.done_bytes for progress in seen] == sorted(progress.done_bytes for progress in seen)
@@ -248,8 +245,31 @@ def test_a_file_is_told_of_while_the_next_one_is_still_arriving(library: Path, l
     write(library / "a", noise(100_000))
     write(library / "b", noise(4 * MIB))
     told_at: list[bool] = []
-    bring(link, mirror, "a", "b", bandwidth="2m", on_file=lambda path: told_at.append((mirror / "b").exists()))
+    bring(link, mirror, "a", "b", rate=2 * MIB, on_file=lambda path: told_at.append((mirror / "b").exists()))
     assert told_at == [False, True]
+
+
+def test_with_a_limit_a_port_where_nobody_listens_may_be_tried_again_and_no_process_is_left(
+    tmp_path: Path, server: Server, mirror: Path
+) -> None:
+    link = link_to(server, tmp_path, peer=Peer("127.0.0.1", free_port()))
+    with pytest.raises(TransportError) as caught:
+        bring(link, mirror, "a", rate=MIB)
+    assert caught.value.retryable
+    assert "no connection" in caught.value.message
+    assert "refused" in caught.value.message
+    assert left_behind(tmp_path) == {}
+
+
+def test_with_a_limit_the_hosts_key_is_the_one_that_is_known_without_it(
+    library: Path, server: Server, mirror: Path, tmp_path: Path
+) -> None:
+    write(library / "a", b"a")
+    link = link_to(server, tmp_path)
+    listing(link)
+    assert bring(link_to(server, tmp_path, trust_first=False), mirror, "a", rate=MIB).complete
+    with pytest.raises(HostKeyError):
+        bring(link_to(server, tmp_path, trust_first=False, known_hosts=tmp_path / "none"), mirror, "a", rate=MIB)
 
 
 # --- what does not cross again ---
@@ -294,7 +314,7 @@ def test_a_basis_saves_the_line_also_when_its_size_and_time_are_the_new_files_an
 # --- what is cut short ---
 
 
-def cut(link: Link, mirror: Path, *paths: str, after: int, bandwidth: str = "8m") -> None:
+def cut(link: Link, mirror: Path, *paths: str, after: int, rate: int = 8 * MIB) -> None:
     """Fetch, and cancel once ``after`` bytes have arrived."""
 
     async def main() -> None:
@@ -304,7 +324,11 @@ def cut(link: Link, mirror: Path, *paths: str, after: int, bandwidth: str = "8m"
             if progress.done_bytes >= after:
                 enough.set()
 
-        task = asyncio.create_task(fetch(link, paths, mirror, basis=None, bandwidth=bandwidth, on_progress=look))
+        async def slowly() -> None:
+            async with limited(link, lambda: rate) as line:
+                await fetch(line, paths, mirror, basis=None, block=4096, rate=rate, on_progress=look)
+
+        task = asyncio.create_task(slowly())
         waiter = asyncio.create_task(enough.wait())
         await asyncio.wait({task, waiter}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         assert waiter.done(), f"it ended before it could be cut: {task}"
@@ -345,7 +369,7 @@ def test_what_a_killed_rsync_left_is_found_and_not_sent_again(library: Path, lin
                         os.kill(pid, number)
 
     with pytest.raises(TransportError) as caught:
-        bring(link, mirror, "a/disk.vmdk", bandwidth="8m", on_progress=kill)
+        bring(link, mirror, "a/disk.vmdk", rate=8 * MIB, on_progress=kill)
     assert caught.value.retryable
     assert "signal 9" in caught.value.message
     (stray,) = strays(mirror)
@@ -371,7 +395,7 @@ def test_an_error_in_the_callers_progress_ends_everything_and_comes_through(
         raise OwnError
 
     with pytest.raises(OwnError):
-        bring(link, mirror, "disk", bandwidth="2m", on_progress=fail)
+        bring(link, mirror, "disk", rate=2 * MIB, on_progress=fail)
     assert left_behind(tmp_path) == {}
 
 
@@ -383,7 +407,7 @@ def test_a_vanished_file_leaves_the_others_and_is_named(library: Path, link: Lin
     def vanish(progress: Progress) -> None:
         (library / "b").unlink(missing_ok=True)
 
-    transfer = bring(link, mirror, "a", "b", "c", bandwidth="2m", on_progress=vanish)
+    transfer = bring(link, mirror, "a", "b", "c", rate=2 * MIB, on_progress=vanish)
     assert not transfer.complete
     assert any("vanished" in line for line in transfer.problems)
     assert "'b' did not arrive" in transfer.problems

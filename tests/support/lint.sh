@@ -39,7 +39,7 @@ step 'ruff check' ruff check --quiet --config client/pyproject.toml client tests
 # shellcheck disable=SC2046
 step 'ruff format' ruff format --quiet --check --config client/pyproject.toml client tests $(server_python)
 step 'mypy client' mypy --no-error-summary --config-file client/pyproject.toml client/src/clr_client
-step 'mypy tests/support' env MYPYPATH=tests mypy --no-error-summary --config-file client/pyproject.toml -p support
+step 'mypy tests/support, tests/bench' env MYPYPATH=tests mypy --no-error-summary --config-file client/pyproject.toml -p support -p bench
 for file in $(server_python); do
     step "mypy $file" env MYPYPATH=server mypy --no-error-summary --config-file client/pyproject.toml "$file"
 done

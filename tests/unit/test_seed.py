@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
+BLOCK = 700
 
 
 def files(*paths: str, size: int = MIB) -> dict[str, FileInfo]:
@@ -80,7 +81,8 @@ class Tree:
 
     def lay_out(self, predecessor: str = "item/disk.vmdk", spare: float = math.inf) -> None:
         partials = {"item/disk.vmdk": self.partial} if self.partial.exists() else {}
-        seed.lay_out({"item/disk.vmdk": predecessor}, partials, self.mirror, self.basis, spare)
+        path = "item/disk.vmdk"
+        seed.lay_out({path: predecessor}, partials, self.mirror, self.basis, {path: BLOCK}, spare)
 
     def arrived(self, size: int = 10 * MIB) -> int:
         partials = {"item/disk.vmdk": self.partial} if self.partial.exists() else {}
@@ -109,8 +111,8 @@ def test_a_new_name_gets_a_link_to_its_predecessor_and_the_mirror_stays(tree: Tr
 
 
 def blocks(content: str) -> bytes:
-    """A block of rsync's for each character: 700 bytes, as in all small files."""
-    return b"".join(character.encode() * seed.LEAST_BLOCK for character in content)
+    """A block of rsync's for each character."""
+    return b"".join(character.encode() * BLOCK for character in content)
 
 
 def test_what_arrived_is_joined_with_the_old_version_and_is_never_taken_for_the_whole_file(tree: Tree) -> None:
@@ -124,7 +126,7 @@ def test_what_arrived_is_joined_with_the_old_version_and_is_never_taken_for_the_
     assert published.read_bytes() == b"old version"
     assert tree.old.read_bytes() == b"old version"
     assert not tree.partial.exists()
-    assert tree.arrived() == 3 * seed.LEAST_BLOCK
+    assert tree.arrived() == 3 * BLOCK
 
 
 def test_what_rsync_cannot_match_is_left_out_so_that_the_old_versions_blocks_stay_where_they_were(tree: Tree) -> None:
@@ -152,7 +154,7 @@ def test_a_second_cut_that_got_further_replaces_what_was_joined_and_a_shorter_on
     tree.partial.write_bytes(blocks("0"))
     tree.lay_out()
     assert tree.target.read_bytes() == blocks("012345") + b"old"
-    assert tree.arrived() == 6 * seed.LEAST_BLOCK
+    assert tree.arrived() == 6 * BLOCK
 
 
 def test_a_new_version_that_came_between_two_cuts_is_not_taken_for_what_was_joined(tree: Tree) -> None:
@@ -166,7 +168,7 @@ def test_a_new_version_that_came_between_two_cuts_is_not_taken_for_what_was_join
     tree.partial.write_bytes(blocks("v3"))
     tree.lay_out()
     assert tree.target.read_bytes() == blocks("v3v2, which is much longer than v1")
-    assert tree.arrived() == 2 * seed.LEAST_BLOCK
+    assert tree.arrived() == 2 * BLOCK
 
 
 def test_a_joined_file_whose_basis_was_lost_still_serves(tree: Tree) -> None:
@@ -189,19 +191,11 @@ def test_a_new_file_that_was_cut_is_joined_with_its_predecessor(tree: Tree) -> N
     assert other.read_bytes() == b"old"
 
 
-@given(st.integers(0, 1 << 36), st.integers(0, 1 << 36))
-def test_a_join_keeps_whole_blocks_and_loses_hardly_more_than_one(partial: int, old: int) -> None:
-    useful = seed.whole_blocks(partial, old)
-    assert useful % seed.block_length(useful + old) == 0
-    assert partial - useful < 2 * seed.block_length(partial + old)
-
-
-@pytest.mark.parametrize(
-    ("size", "length"),  # the small ones as rsync 3.5.0 says with --debug=deltasum2
-    [(0, 700), (490_000, 700), (1_000_000, 1000), (60_000_000, 7744), (16 << 30, 131_072), (60 << 30, 131_072)],
-)
-def test_the_length_of_rsyncs_blocks(size: int, length: int) -> None:
-    assert seed.block_length(size) == length
+@given(st.integers(0, 1 << 36), st.integers(1, 1 << 17))
+def test_a_join_keeps_whole_blocks_and_loses_less_than_one(arrived: int, block: int) -> None:
+    useful = seed.whole_blocks(arrived, block)
+    assert useful % block == 0
+    assert 0 <= arrived - useful < block
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from clr_client import settings
 from clr_client.errors import SettingsError
+from clr_client.rates import Period, Rates
 from clr_client.settings import Settings, load
 from clr_client.values import DeleteLimit, Peer
 from hypothesis import given
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 FINGERPRINT = "SHA256:" + "a" * 43
 PUBLIC_KEY = "ssh-ed25519 " + "A" * 68
+RATES = {"1.5m": 1_572_864, "0": 0, "800K": 819_200, "500": 512_000, "0.5": 512, "1kib": 1024, "1mb": 1_000_000}
 TABLE = {field.name.upper(): field.metadata for field in dataclasses.fields(Settings)}
 
 GOOD: dict[str, list[tuple[str, Any]]] = {
@@ -58,7 +60,16 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("0", False),
     ],
     "SYNC_DELAY_MAX_SECONDS": [("0", 0), ("604800", 604800)],
-    "SYNC_MAX_BW": [("1.5m", "1.5m"), ("0", "0"), ("800K", "800k"), ("500", "500"), ("0.5", "0.5"), ("1kib", "1kib")],
+    "SYNC_MAX_BW": [
+        *((text, Rates(text.lower(), rate)) for text, rate in RATES.items()),
+        ("1m@8:00-18:00,0", Rates("1m@8:00-18:00,0", 0, (Period(1 << 20, 480, 1080),))),
+        (
+            " 1m@22:00-06:30, 0@12:00-24:00,2kb ",
+            Rates("1m@22:00-06:30, 0@12:00-24:00,2kb", 2000, (Period(1 << 20, 1320, 390), Period(0, 720, 1440))),
+        ),
+    ],
+    "SYNC_PARALLEL": [("1", 1), ("16", 16)],
+    "SYNC_BLOCK_SIZE": [("auto", -1), ("Whole", 0), ("512", 512), ("131072", 131072)],
     "SYNC_INCLUDE": [("a*, b?", ("a*", "b?")), ("x\ny", ("x", "y")), (" , ", ())],
     "SYNC_EXCLUDE": [("[a-c]*", ("[a-c]*",))],
     "SYNC_ADD": [("false", False)],
@@ -102,7 +113,10 @@ BAD: dict[str, list[str]] = {
     "VERIFY_SCHEDULE": ["0 0 31 2 *", "0 0 0 * * *", "off", "never"],
     "SYNC_DELAY": ["maybe", "2", "tru"],
     "SYNC_DELAY_MAX_SECONDS": ["-1", "604801", "6h", "x"],
-    "SYNC_MAX_BW": ["abc", "-1", "1.5.5m", "1 m", "10mbit", "1t", "0.4", "100b", "0.1k"],
+    "SYNC_MAX_BW": ["abc", "-1", "1.5.5m", "1 m", "10mbit", "1t", "0.4", "100b", "0.1k", "1m@8-18,0", "1m@08:00-18:00",
+        "1m@08:00-24:01,0", "1m@08:60-09:00,0", "1m@08:00-08:00,0", "1m@24:00-01:00,0", "0,1m@08:00-18:00", "1m,0"],
+    "SYNC_PARALLEL": ["0", "17", "all"],
+    "SYNC_BLOCK_SIZE": ["0", "511", "131073", "4k", "-1"],
     "SYNC_ADD": ["never"],
     "SYNC_UPDATE": ["never"],
     "SYNC_DELETE": ["never"],
@@ -143,7 +157,7 @@ def test_an_empty_environment_gives_the_defaults_of_the_original() -> None:
     found, warnings = load({})
     assert warnings == []
     assert found.tz == ZoneInfo("UTC")
-    assert (found.sync_port, str(found.sync_schedule), found.sync_max_bw) == (2222, "0 21 * * 5", "0")
+    assert (found.sync_port, str(found.sync_schedule), str(found.sync_max_bw)) == (2222, "0 21 * * 5", "0")
     assert (found.sync_delay, found.sync_delay_max_seconds) == (False, 21600)
     assert (found.tls_name, found.tls_custom_cert, found.library_name, found.library_browse) == (
         "",
@@ -276,15 +290,15 @@ def test_a_folder_or_a_path_with_a_null_byte_is_no_secret_file(tmp_path: Path) -
 
 def test_the_originals_name_of_the_bandwidth_limit_still_works_with_a_warning() -> None:
     found, warnings = load({"SYNC_MAX_KBPS": "500"})
-    assert found.sync_max_bw == "500"
+    assert str(found.sync_max_bw) == "500"
     assert warnings == ["SYNC_MAX_KBPS is an old name; rename it to SYNC_MAX_BW"]
 
 
 def test_the_new_name_wins_over_the_old_one_unless_it_is_blank() -> None:
     found, warnings = load({"SYNC_MAX_KBPS": "500", "SYNC_MAX_BW": "1m"})
-    assert found.sync_max_bw == "1m"
+    assert str(found.sync_max_bw) == "1m"
     assert warnings == ["SYNC_MAX_KBPS is ignored, because SYNC_MAX_BW is set"]
-    assert load({"SYNC_MAX_KBPS": "500", "SYNC_MAX_BW": ""})[0].sync_max_bw == "500"
+    assert load({"SYNC_MAX_KBPS": "500", "SYNC_MAX_BW": ""})[0].sync_max_bw.text == "500"
 
 
 @pytest.mark.parametrize(

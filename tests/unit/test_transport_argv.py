@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from clr_client import blocks
 from clr_client.errors import TransportError
 from clr_client.transport import Link
 from clr_client.transport.rsync import fetch_argv, list_argv
@@ -53,7 +54,7 @@ def split_as_rsync(command: str) -> list[str]:
 
 
 def test_rsync_is_never_asked_to_delete_to_write_in_place_or_to_take_owners_and_modes() -> None:
-    for argv in (list_argv(LINK), fetch_argv(LINK, Path("/m"), Path("/b"), "0")):
+    for argv in (list_argv(LINK), fetch_argv(LINK, Path("/m"), Path("/b"), 4096)):
         words = " ".join(argv)
         for forbidden in ("--inplace", "--append", "--delete", "--remove", "--perms ", "--links ", "--copy-links"):
             assert forbidden not in f"{words} "
@@ -61,7 +62,7 @@ def test_rsync_is_never_asked_to_delete_to_write_in_place_or_to_take_owners_and_
 
 
 def test_a_seeded_file_of_the_same_size_and_time_is_never_taken_for_the_new_one() -> None:
-    assert "--ignore-times" in fetch_argv(LINK, Path("/m"), None, "0")
+    assert "--ignore-times" in fetch_argv(LINK, Path("/m"), None, 4096)
 
 
 def test_the_source_is_the_bare_host_as_every_rrsync_takes_it() -> None:
@@ -69,10 +70,11 @@ def test_the_source_is_the_bare_host_as_every_rrsync_takes_it() -> None:
     assert source(Peer("2001:db8::1", 22)) == "[2001:db8::1]:"
 
 
-def test_bandwidth_basis_and_timeout_reach_rsync() -> None:
-    argv = fetch_argv(LINK, Path("/m"), Path("/b b"), "1.5m")
-    assert {"--bwlimit=1.5m", "--link-dest=/b b", "--timeout=300"} <= set(argv)
-    assert not any(word.startswith("--link-dest") for word in fetch_argv(LINK, Path("/m"), None, "0"))
+def test_block_size_rate_basis_and_timeout_reach_rsync() -> None:
+    argv = fetch_argv(LINK, Path("/m"), Path("/b b"), 8192, 1_500_000)
+    assert {"--block-size=8192", "--bwlimit=1500000b", "--link-dest=/b b", "--timeout=300"} <= set(argv)
+    assert "--whole-file" in fetch_argv(LINK, Path("/m"), None, blocks.WHOLE)
+    assert not any(word.startswith("--link-dest") for word in fetch_argv(LINK, Path("/m"), None, 4096))
     endless = change(idle_timeout=timedelta(0), connect_timeout=timedelta(0))
     assert not any(word.startswith(("--timeout", "--contimeout")) for word in list_argv(endless))
     assert "ConnectTimeout" not in " ".join(ssh_argv(endless))

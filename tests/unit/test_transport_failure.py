@@ -42,6 +42,24 @@ def test_a_connection_that_broke_after_it_was_made_is_not_said_to_have_failed() 
     assert "no connection" not in error.message
 
 
+@pytest.mark.parametrize("code", [255, 12])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ssh: connect to host h port 2222: Connection refused",
+        "ssh: Could not resolve hostname h: Name or service not known",
+        "connect to host h port 2222: Connection refused",
+    ],
+)
+def test_a_connection_that_was_not_made_is_said_to_have_failed_also_when_rsync_saw_the_closed_pipe_first(
+    code: int, line: str
+) -> None:
+    error = explain(code, line, "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]")
+    assert error.retryable
+    assert "no connection" in error.message
+    assert line in error.message
+
+
 def test_a_changed_host_key_names_both_fingerprints_and_what_to_do() -> None:
     error = explain(
         255,

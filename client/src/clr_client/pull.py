@@ -11,26 +11,32 @@ import dataclasses
 import logging
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from clr_client import filesystem, seed, transport, unconfirmed
+from clr_client.arrivals import Arrivals
+from clr_client.content.digests import DigestCache
 from clr_client.content.items import scan
 from clr_client.errors import GuardError, TransportError
 from clr_client.plan import Action, Choice, Plan, guard, make_plan
 from clr_client.threads import to_end
+from clr_client.transport.batches import divide, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from clr_client.files import FileInfo
     from clr_client.plan import ItemPlan
     from clr_client.reporting.progress import Observer
     from clr_client.settings import Settings
     from clr_client.store import Store
-    from clr_client.transport import Link, Listing, Progress, Transfer
+    from clr_client.transport import Batch, Link, Listing, Progress, Transfer
     from clr_client.values import Peer
     from clr_client.vcsp.model import PublishedLibrary
 
@@ -80,14 +86,17 @@ class Pulled:
     failure: TransportError | None = None
     """The failure that ended it, if one did."""
     problems: tuple[str, ...] = ()
+    """What the newest transfers said about files that did not arrive."""
+    digests: DigestCache = field(default_factory=DigestCache)
+    """What is known about files, also what was found out while others arrived."""
 
     def count(self, transfer: Transfer) -> None:
-        """Add one transfer's bytes."""
+        """Add one transfer's bytes and problems."""
         self.literal += transfer.literal
         self.matched += transfer.matched
         self.sent += transfer.sent
         self.received += transfer.received
-        self.problems = transfer.problems
+        self.problems += transfer.problems
 
 
 def link_to(peer: Peer, settings: Settings, store: Store) -> Link:
@@ -136,10 +145,11 @@ async def pull(job: Job) -> Pulled:
     :raises TransportError: no server could be listed.
     :raises GuardError: the plan was refused; nothing was touched.
     """
-    pulled = Pulled()
+    arrivals = Arrivals(job.store.mirror, await to_end(lambda: DigestCache.load(job.store.digests)))
+    pulled = Pulled(digests=arrivals.digests)
     try:
         async with asyncio.timeout(job.settings.sync_window.total_seconds() or None):
-            await _persist(job, pulled)
+            await _persist(job, pulled, arrivals)
     except TimeoutError:
         pulled.stopped = "SYNC_WINDOW ended; the next run goes on from here"
         if pulled.listing is None:
@@ -150,13 +160,17 @@ async def pull(job: Job) -> Pulled:
             raise
         pulled.stopped, pulled.failure = str(error), error
         await _confirm(job, pulled)
+    except BaseException:
+        arrivals.stop()
+        raise
     finally:
+        await to_end(arrivals.finish)
         if not pulled.plan.fetch:
             shutil.rmtree(job.store.basis, ignore_errors=True)
     return pulled
 
 
-async def _persist(job: Job, pulled: Pulled) -> None:
+async def _persist(job: Job, pulled: Pulled, arrivals: Arrivals) -> None:
     """Try the servers in turn until one pull goes through, as long as the settings allow."""
     failures = 0
     remaining: int | None = None
@@ -164,7 +178,7 @@ async def _persist(job: Job, pulled: Pulled) -> None:
         errors: list[TransportError] = []
         for peer in job.settings.peers:
             try:
-                await _settle(job, pulled, peer)
+                await _settle(job, pulled, peer, arrivals)
             except TransportError as error:
                 log.warning("%s: %s", peer, error)
                 errors.append(error)
@@ -194,7 +208,7 @@ def _arrived(job: Job, pulled: Pulled) -> int:
     return seed.arrived_bytes(pulled.plan.fetch, transport.partials(store.mirror), store.mirror, store.basis)
 
 
-async def _settle(job: Job, pulled: Pulled, peer: Peer) -> None:
+async def _settle(job: Job, pulled: Pulled, peer: Peer, arrivals: Arrivals) -> None:
     """Transfer until a listing shows nothing more to fetch: only that proves that no file changed while it was read."""
     link = link_to(peer, job.settings, job.store)
     await _pin(link, job.settings)
@@ -204,7 +218,8 @@ async def _settle(job: Job, pulled: Pulled, peer: Peer) -> None:
         if not pulled.plan.fetch:
             return
         if number < PASSES:
-            await _transfer(job, pulled, link)
+            arrivals.expect(pulled.plan)
+            await _transfer(job, pulled, link, arrivals.arrived)
 
 
 async def _list(job: Job, pulled: Pulled, link: Link) -> None:
@@ -300,34 +315,55 @@ def _look_again(job: Job, pulled: Pulled, here: Mapping[str, FileInfo] | None = 
     )
 
 
-async def _transfer(job: Job, pulled: Pulled, link: Link) -> None:
-    store, plan = job.store, pulled.plan
-    older = seed.predecessors(plan.fetch, {file.path: file for file in scan(store.mirror)})
+async def _transfer(job: Job, pulled: Pulled, link: Link, on_file: Callable[[str], None]) -> None:
+    store, settings, plan = job.store, job.settings, pulled.plan
+    here = {file.path: file for file in scan(store.mirror)}
+    older = seed.predecessors(plan.fetch, here)
     partials = transport.partials(store.mirror)
+    lengths = seed.block_sizes(plan.fetch, older, partials, store.mirror, store.basis, settings.sync_block_size)
     spare = store.free_bytes() - _needed(job, pulled)
-    await to_end(lambda: seed.lay_out(older, partials, store.mirror, store.basis, spare))
+    await to_end(lambda: seed.lay_out(older, partials, store.mirror, store.basis, lengths, spare))
     _make_way(store.mirror, plan)
     pulled.planned = max(pulled.planned, plan.bytes)
+    pulled.problems = ()
     pulled.unconfirmed = unconfirmed.load(store.unconfirmed) | {file.path: str(link.peer) for file in plan.fetch}
     unconfirmed.save(store.unconfirmed, pulled.unconfirmed)
+    at_once = workers(settings.sync_parallel, plan.bytes, settings.sync_max_bw.least)
     changed = plan.having(Action.ADD, Action.UPDATE)
     job.observer.stage(f"fetching {len(plan.fetch)} files of {len(changed)} items, {plan.bytes:,} bytes")
 
     def show(progress: Progress) -> None:
         job.observer.transfer(progress.done_bytes, plan.bytes, progress.rate, progress.file)
 
-    transfer = await transport.fetch(
-        link,
-        [file.path for file in plan.fetch],
-        store.mirror,
-        basis=store.basis if store.basis.is_dir() else None,
-        bandwidth=job.settings.sync_max_bw,
-        most_bytes=MOST_TIMES * plan.bytes + len(plan.fetch) * MOST_PER_FILE + MOST_BEYOND,
-        on_progress=show,
-    )
-    pulled.count(transfer)
-    for problem in transfer.problems:
-        log.warning("%s: %s", link.peer, problem)
+    async with _kept_to_the_limit(link, settings) as line:
+
+        async def bring(batch: Batch, tell: Callable[[Progress], None]) -> Transfer:
+            return await transport.fetch(
+                line,
+                [file.path for file in batch.files],
+                store.mirror,
+                basis=store.basis if store.basis.is_dir() else None,
+                block=batch.block,
+                rate=settings.sync_max_bw.most,
+                most_bytes=MOST_TIMES * batch.bytes + len(batch.files) * MOST_PER_FILE + MOST_BEYOND,
+                on_progress=tell,
+                on_file=on_file,
+            )
+
+        def count(transfer: Transfer) -> None:
+            pulled.count(transfer)
+            for problem in transfer.problems:
+                log.warning("%s: %s", link.peer, problem)
+
+        batches = divide(plan.fetch, lengths, at_once)
+        await transport.fetch_all(batches, bring, at_once=at_once, on_transfer=count, on_progress=show)
+
+
+def _kept_to_the_limit(link: Link, settings: Settings) -> AbstractAsyncContextManager[Link]:
+    if not settings.sync_max_bw.least:
+        return nullcontext(link)
+    rates = settings.sync_max_bw
+    return transport.limited(link, lambda: rates.at(datetime.now(settings.tz).time()), rates.most)
 
 
 def _make_way(mirror: Path, plan: Plan) -> None:
@@ -391,5 +427,5 @@ async def _fetch_from(job: Job, choose: Callable[[Listing], tuple[ItemPlan, ...]
         needed, free = pulled.plan.bytes - _arrived(job, pulled) + RESERVE_BYTES, job.store.free_bytes()
         if needed > free:
             raise GuardError(f"{needed:,} bytes are needed and the library volume has {free:,} free", "Make room")
-        await _transfer(job, pulled, link)
+        await _transfer(job, pulled, link, lambda _: None)
     return pulled

@@ -22,6 +22,7 @@ import struct
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
+from clr_client import blocks
 from clr_client.disk import UNFINISHED, link
 from clr_client.transport import PARTIAL_DIR
 
@@ -41,9 +42,6 @@ MOST_COMPARISONS = 50_000
 COMPARED = 200
 """Characters of a path, from its end, that are compared."""
 PIECE = 1 << 20
-LEAST_BLOCK = 700
-MOST_BLOCK = 128 * 1024
-"""Of rsync's blocks, in bytes (rsync.h: BLOCK_SIZE, MAX_BLOCK_SIZE)."""
 FICLONERANGE = 0x4020940D
 """linux/fs.h: _IOW(0x94, 13, struct file_clone_range)."""
 NEVER = 1
@@ -87,12 +85,14 @@ def lay_out(
     partials: Mapping[str, Path],
     mirror: Path,
     basis: Path,
+    lengths: Mapping[str, int],
     spare: float = math.inf,
 ) -> None:
     """Prepare one transfer. What an earlier attempt prepared is used on.
 
     :param older: wanted path to path of its predecessor in the mirror.
     :param partials: by path in the mirror, the partial file that a cut transfer left; one that is joined is removed.
+    :param lengths: by path, the length of the blocks in which rsync is going to compare, in bytes.
     :param spare: bytes that the volume can take besides the transfer. rsync completes a partial file where it lies, but
         writes what a joined one becomes beside it: where there is no room for that, the partial file is all it gets.
     """
@@ -107,9 +107,38 @@ def lay_out(
                 old.unlink(missing_ok=True)
                 link(mirror / predecessor, old)
             if partial is not None or is_joined:
-                spare -= _use(partial or target.parent / PARTIAL_DIR / target.name, old, target, spare)
+                arrived = partial or target.parent / PARTIAL_DIR / target.name
+                spare -= _use(arrived, old, target, lengths[path], spare)
         except OSError as error:
             log.warning("%s is fetched without an older version to build on: %s", path, error)
+
+
+def block_sizes(
+    wanted: Iterable[FileInfo],
+    older: Mapping[str, str],
+    partials: Mapping[str, Path],
+    mirror: Path,
+    basis: Path,
+    wish: int,
+) -> dict[str, int]:
+    """Return for each wanted file in which blocks to compare it, in bytes, or ``blocks.WHOLE``.
+
+    The larger of the file and of what it grows out of counts. What arrived is never sent again, so a file of which
+    there is a part is compared, also where others are to come whole.
+
+    :param wish: the setting.
+    """
+    found = {}
+    for file in wanted:
+        target, old = mirror / file.path, basis / file.path
+        has_arrived = file.path in partials or _is_joined(target)
+        if wish == blocks.WHOLE and not has_arrived:
+            found[file.path] = blocks.WHOLE
+            continue
+        grows_out_of = old if old.is_file() else mirror / older[file.path] if file.path in older else None
+        size = grows_out_of.stat().st_size if grows_out_of and grows_out_of.is_file() else 0
+        found[file.path] = blocks.block_size(max(file.size, size), wish or blocks.AUTO)
+    return found
 
 
 def _is_joined(target: Path) -> bool:
@@ -117,14 +146,14 @@ def _is_joined(target: Path) -> bool:
     return target.is_file() and target.stat().st_mtime == NEVER
 
 
-def _use(partial: Path, old: Path, target: Path, spare: float) -> int:
+def _use(partial: Path, old: Path, target: Path, block: int, spare: float) -> int:
     """Join a partial file with the old version unless ``spare`` bytes are too few; return how many that costs.
 
     rsync matches whole blocks only. What the partial file has beyond its last whole one could not be used and would
     move the old version's blocks, so it is left out.
     """
     arrived = partial.stat().st_size if partial.is_file() else 0
-    useful, joined = whole_blocks(arrived, old.stat().st_size), _joined_bytes(target, old)
+    useful, joined = whole_blocks(arrived, block), _joined_bytes(target, old)
     if max(useful, joined) > spare:
         if joined:
             _separate(partial, target, joined, arrived)
@@ -189,20 +218,9 @@ def _clone(source: int, target: int, length: int, offset: int) -> None:
     fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, 0, length, offset))
 
 
-def block_length(size: int) -> int:
-    """Return the length of the blocks, in bytes, in which rsync compares a basis file of ``size`` bytes.
-
-    Source: ``sum_sizes_sqroot`` in rsync's generator.c.
-    """
-    return min(max(math.isqrt(size) & ~7, LEAST_BLOCK), MOST_BLOCK)
-
-
-def whole_blocks(partial: int, old: int) -> int:
-    """Return how much of a partial file to put before an old version, both sizes in bytes: whole blocks of the two."""
-    useful = partial
-    while excess := useful % block_length(useful + old):
-        useful -= excess
-    return useful
+def whole_blocks(arrived: int, block: int) -> int:
+    """Return how much of what arrived to put before an old version: whole blocks of rsync's, all in bytes."""
+    return arrived - arrived % block
 
 
 def _joined_bytes(target: Path, old: Path) -> int:

@@ -17,6 +17,7 @@ import click
 from clr_client.errors import SettingsError
 from clr_client.values import (
     Bandwidth,
+    BlockSize,
     Cron,
     CronOrNever,
     DeleteLimit,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from zoneinfo import ZoneInfo
 
-    from clr_client import schedule
+    from clr_client import rates, schedule
 
 
 def _setting(type_: Text, default: str, text: str, *, group: str, secret: bool = False) -> Any:  # noqa: ANN401
@@ -90,10 +91,24 @@ class Settings:
         group="Sync",
     )
     sync_delay_max_seconds: int = _setting(Whole(0, 604800), "21600", "Longest random wait in seconds.", group="Sync")
-    sync_max_bw: str = _setting(
+    sync_max_bw: rates.Rates = _setting(
         Bandwidth(),
         "0",
-        "Bandwidth limit as rsync takes it: 1.5m is 1.5 MiB/s, 0 is unlimited.",
+        "Bandwidth limit for all transfers together: 1.5m is 1.5 MiB/s, 0 is unlimited. `1m@08:00-18:00,0` is 1 MiB/s"
+        " in these hours, in the time zone TZ, and unlimited in the others.",
+        group="Sync",
+    )
+    sync_parallel: int = _setting(
+        Whole(1, 16),
+        "4",
+        "Most transfers at the same time. Fewer run when there is little to fetch or the limit is low.",
+        group="Sync",
+    )
+    sync_block_size: int = _setting(
+        BlockSize(),
+        "auto",
+        "Length of the blocks in which rsync looks for what is here already. `auto`: 4096 bytes, longer for files above"
+        " 8 GiB. `whole`: do not look, for lines above 1 Gbit/s.",
         group="Sync",
     )
     sync_include: tuple[str, ...] = _setting(

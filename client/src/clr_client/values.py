@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from clr_client import schedule
+from clr_client import blocks, rates, schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +111,38 @@ class Duration(Text):
 
 
 class Bandwidth(Text):
-    """rsync's --bwlimit, per second: KiB without a suffix, 0 for no limit."""
+    """A rate as rsync's --bwlimit takes it, or several by the time of day."""
 
     name = "rate"
-    allowed = "0 for no limit, or a rate as rsync takes it: 500 (KiB/s), 800k, 1.5m; at least 0.5k"
-    least = 512
-    """rsync refuses what is below this many bytes per second and not 0."""
+    allowed = (
+        "0 for no limit, or a rate as rsync takes it: 500 (KiB/s), 800k, 1.5m; at least 0.5k;"
+        " before it others for times of day: 1m@08:00-18:00,0"
+    )
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
-        """Read a rate; it goes to rsync as it is."""
-        text = str(value).strip().lower()
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)(?:([kmg])(i?b)?)?", text)
-        if match is None:
+    def convert(self, value: Any, param: Any, ctx: Any) -> rates.Rates:  # noqa: ANN401, ARG002
+        """Read rates."""
+        try:
+            return rates.parse(str(value))
+        except ValueError:
             self.refuse()
-        unit = 1000 if match[3] == "b" else 1024
-        rate = float(match[1]) * unit ** (" kmg".index(match[2]) if match[2] else 1)
-        if 0 < rate < self.least:
+
+
+class BlockSize(Text):
+    """Length of the blocks in which rsync compares files."""
+
+    name = "auto|whole|bytes"
+    allowed = f"auto, whole, or a number of bytes from {blocks.LEAST_BLOCK} to {blocks.MOST_BLOCK}"
+    words: ClassVar = {"auto": blocks.AUTO, "whole": blocks.WHOLE}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:  # noqa: ANN401
+        """Read a length; ``auto`` and ``whole`` are the constants of these names in ``transport.batches``."""
+        word = str(value).strip().lower()
+        if word in self.words:
+            return self.words[word]
+        try:
+            return Whole(blocks.LEAST_BLOCK, blocks.MOST_BLOCK).convert(word, param, ctx)
+        except click.BadParameter:
             self.refuse()
-        return text
 
 
 class Limit(Text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # A later release may accept what this one refuses.
 _REFUSED = f"refused by {__version__}"
+
+SMALL_SUFFIXES = (".ovf", ".mf")
+"""Files that are read as a whole for what they say, and hashed on the way."""
 
 ItemType = Literal["vcsp.ovf", "vcsp.iso", "vcsp.other"]
 
@@ -97,6 +101,33 @@ def verify(
         archive=found.archive,
         warnings=item.notes + found.warnings,
     )
+
+
+def read_ahead(
+    item: SourceItem, file: FileInfo, root: Path, cache: DigestCache, *, stop: threading.Event | None = None
+) -> None:
+    """Find out about one file of an item what ``verify`` is going to ask, so that it need not read it.
+
+    Small files that say something are left to it. Blocks. Raises HeldError for what cannot be read.
+    """
+    if file.suffix in SMALL_SUFFIXES or file == item.metadata or item.problem is not None:
+        return
+    reader = _Reader(f"{root}/", {file.path: _check_present(file, f"{root}/")}, cache, stop)
+    kinds = [other.suffix for other in item.files]
+    if file.suffix == ".ova" and kinds.count(".ova") == 1 and ".ovf" not in kinds:
+        _ova_contents(file, reader)
+    else:
+        reader.hashed([file], {file.name: _listed_algorithms(item, file, root, cache)})
+
+
+def _listed_algorithms(item: SourceItem, file: FileInfo, root: Path, cache: DigestCache) -> set[str]:
+    """The algorithms that a manifest beside a file lists it with: the new one, or the old one where that is here."""
+    found: set[str] = set()
+    for manifest in (other for other in item.files if other.suffix == ".mf"):
+        with contextlib.suppress(HeldError, OSError):
+            reader = _Reader(f"{root}/", {manifest.path: os.lstat(root / manifest.path)}, cache, None)
+            found |= {entry.algorithm for entry in _listed(manifest, reader) if entry.name == file.name}
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +225,17 @@ def _metadata(item: SourceItem, reader: _Reader) -> metadata.Metadata:
     return metadata.restore(reader.fact(item.metadata, "metadata", metadata.MAX_METADATA, read, ()))
 
 
+def _listed(manifest: FileInfo, reader: _Reader) -> tuple[checksums.Entry, ...]:
+    text = reader.fact(
+        manifest,
+        "manifest",
+        checksums.MAX_MANIFEST,
+        lambda data: json.dumps([[e.name, e.algorithm, e.digest] for e in checksums.parse(data)]),
+        ("sha256",),
+    )
+    return tuple(checksums.Entry(*entry) for entry in json.loads(text))
+
+
 def _ovf_item(item: SourceItem, envelopes: list[FileInfo], reader: _Reader) -> _Found:
     if len(envelopes) > 1:
         names = f"{envelopes[0].name} and {envelopes[1].name}"
@@ -203,16 +245,7 @@ def _ovf_item(item: SourceItem, envelopes: list[FileInfo], reader: _Reader) -> _
     stem = fold(descriptor.name[: -len(".ovf")])
     manifests = [file for file in item.files if file.suffix == ".mf"]
     manifest = next((file for file in manifests if fold(file.name[: -len(".mf")]) == stem), None)
-    listed: tuple[checksums.Entry, ...] = ()
-    if manifest is not None:
-        text = reader.fact(
-            manifest,
-            "manifest",
-            checksums.MAX_MANIFEST,
-            lambda data: json.dumps([[e.name, e.algorithm, e.digest] for e in checksums.parse(data)]),
-            ("sha256",),
-        )
-        listed = tuple(checksums.Entry(*entry) for entry in json.loads(text))
+    listed = () if manifest is None else _listed(manifest, reader)
     algorithms = checksums.wanted(listed, sizes)
     text = reader.fact(
         descriptor,

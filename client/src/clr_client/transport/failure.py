@@ -23,6 +23,7 @@ _CHANGED = re.compile(r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* h
 _UNKNOWN = re.compile(r"No \S+ host key is known for|Host key verification failed")
 _SHOWN_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _REFUSED_BY_RRSYNC = re.compile(r"rrsync error:")
+_NO_LINE = re.compile(r"^(ssh: )?connect to host |^ssh: Could not resolve", re.MULTILINE)
 _NO_SSH = re.compile(r"Failed to exec ssh")
 _TOO_LARGE = re.compile(rf"write failed on .*\({errno.EFBIG}\)")
 # What rsync says when it refuses what a server sends (flist.c, io.c).
@@ -52,7 +53,7 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
         return TransportError(
             f"the connection to {peer} broke and ssh does not say why; it does not when bytes are spoilt"
         )
-    if ended.code == REMOTE_SHELL_FAILED and text.strip():
+    if (ended.code == REMOTE_SHELL_FAILED and text.strip()) or (ended.code == STREAM_BROKE and _NO_LINE.search(text)):
         return TransportError(f"no connection to {peer}{_with(text.splitlines())}")
     if _REFUSED_BY_RRSYNC.search(text):
         return TransportError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clr_client.blocks import WHOLE
 from clr_client.transport.progress import OUT_FORMAT
 from clr_client.transport.ssh import remote_shell, source
 
@@ -69,13 +70,16 @@ def list_argv(link: Link) -> list[str]:
     ]
 
 
-def fetch_argv(link: Link, mirror: Path, basis: Path | None, bandwidth: str) -> list[str]:
+def fetch_argv(link: Link, mirror: Path, basis: Path | None, block: int, rate: int = 0) -> list[str]:
     """rsync that brings the files named on its stdin, each ended by NUL, into ``mirror``.
 
     Every file is looked at (``--ignore-times``): the plan knows what is to come, and a seeded file of the
     same size and time must not pass for the new one. No ``--inplace``, ``--delete``, permissions, owners,
     links or devices: what is published shares inodes with ``mirror``, and the server decides about nothing
     but content.
+
+    :param block: length of the blocks in which files are compared, in bytes, or ``WHOLE``.
+    :param rate: bytes per second that the sender may send at most, 0 for no limit.
     """
     argv = [
         "rsync",
@@ -95,7 +99,8 @@ def fetch_argv(link: Link, mirror: Path, basis: Path | None, bandwidth: str) -> 
         "--fsync",
         "--compress",  # zstd where both sides have it: without a choice the two agree on the best they share
         "--compress-level=1",
-        f"--bwlimit={bandwidth}",
+        "--whole-file" if block == WHOLE else f"--block-size={block}",
+        f"--bwlimit={rate}b",
         "--max-alloc=1g",
         "--no-human-readable",
         "--info=progress2,name1,stats2",

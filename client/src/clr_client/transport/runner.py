@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from clr_client import text
 from clr_client.errors import TransportError
+from clr_client.transport.relay import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5.0
 MEMORY_LIMIT = 2 << 30
+CARRIERS = (b"ssh", NAME.encode())
+"""The line's own programs, by what /proc/PID/comm says: what they move is no sign of life, nor written here."""
 _NEVER = timedelta(0)
 CAPTURE_LIMIT = 1 << 20
 CAPTURE_SECONDS = 120.0
@@ -87,8 +90,8 @@ async def run(
     partial files, and SIGKILL after ``GRACE_SECONDS``. If this process is killed, the kernel sends the SIGTERM.
 
     :param idle: longest time without a sign of life: output, or a byte read by a member of the group that is
-        not ssh (its keep-alive messages are answered by the server's sshd, whatever the server's rsync does).
-        Zero: no limit.
+        not ssh or its relay (ssh's keep-alive messages are answered by the server's sshd, whatever the server's
+        rsync does). Zero: no limit.
     :param memory: address space that each process of the program may take, in bytes.
     :param most_written: bytes that all of them but ssh may write, to files, pipes and sockets.
     :raises TransportError: not installed (final), or silent for longer than ``idle`` and a margin, in which
@@ -283,11 +286,11 @@ def _members(group: int) -> list[Path]:
 
 
 def _bytes_moved(group: int) -> tuple[int, int]:
-    """Bytes that the group's processes other than ssh have read and written so far: files, pipes and sockets."""
+    """Bytes that rsync's processes in the group have read and written so far: files, pipes and sockets."""
     read = written = 0
     for process in _members(group):
         with contextlib.suppress(OSError):
-            if (process / "comm").read_bytes().strip() != b"ssh":
+            if (process / "comm").read_bytes().strip() not in CARRIERS:
                 counters = (process / "io").read_bytes().split()
                 read += int(counters[counters.index(b"rchar:") + 1])
                 written += int(counters[counters.index(b"wchar:") + 1])

@@ -32,7 +32,7 @@ class Link:
     ``identity`` is the private key, ``known_hosts`` the file of remembered host keys (ssh writes to it only
     if ``trust_first``, and then only for a server it holds no key of). ``connect_timeout`` covers everything
     up to the key exchange, ``idle_timeout`` the silence after which a line is given up; zero switches either
-    off.
+    off. ``proxy`` is a ProxyCommand to connect through; empty: none.
     """
 
     peer: Peer
@@ -42,6 +42,7 @@ class Link:
     trust_first: bool
     connect_timeout: timedelta
     idle_timeout: timedelta
+    proxy: str = ""
 
 
 def ssh_argv(link: Link) -> list[str]:
@@ -76,6 +77,8 @@ def ssh_argv(link: Link) -> list[str]:
     }
     if seconds := int(link.connect_timeout.total_seconds()):
         options["ConnectTimeout"] = str(seconds)
+    if link.proxy:
+        options["ProxyCommand"] = link.proxy
     argv = ["ssh", "-F", "none", "-p", str(link.peer.port), "-l", link.user]
     for name, value in options.items():
         argv += ["-o", f"{name}={value}"]

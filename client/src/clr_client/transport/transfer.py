@@ -69,7 +69,8 @@ async def fetch(
     mirror: Path,
     *,
     basis: Path | None,
-    bandwidth: str,
+    block: int,
+    rate: int = 0,
     most_bytes: int | None = None,
     on_progress: Callable[[Progress], None],
     on_file: Callable[[str], None] = lambda path: None,  # noqa: ARG005
@@ -80,7 +81,9 @@ async def fetch(
     :param paths: as a listing gave them.
     :param basis: folder laid out like ``mirror`` with likely predecessors of files that ``mirror`` does not
         have yet. rsync builds on one file: a partial one, else the old version, else the predecessor.
-    :param bandwidth: rsync's --bwlimit: KiB per second or with a suffix, ``0`` for no limit.
+    :param block: length of the blocks in which files are compared, in bytes, or ``WHOLE``.
+    :param rate: bytes per second that the sender may send at most, 0 for no limit: what a slower line (``limited``)
+        would not take at once then waits at the sender's disk and not in buffers.
     :param most_bytes: bytes that may be written here; a transfer that goes on is ended.
     :param on_file: called with a path once its new content lies in ``mirror``, while the next one is
         arriving.
@@ -97,7 +100,7 @@ async def fetch(
     before = await asyncio.to_thread(_inodes, mirror, paths)
     arrivals = _Arrivals(mirror, before, on_progress, on_file)
     ended = await run(
-        fetch_argv(link, mirror, basis, bandwidth),
+        fetch_argv(link, mirror, basis, block, rate),
         stdin=b"".join(os.fsencode(path) + b"\0" for path in paths),
         on_output=arrivals.feed,
         idle=link.idle_timeout,
