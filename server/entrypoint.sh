@@ -65,6 +65,24 @@ report_rsync() {
             "(CVE-2026-70461), unless its distribution has closed them; use 3.5.0 or newer (a rebuilt image has it)"
 }
 
+# Who sends decides how a line with loss is used, and that is this side. A container has the host's choice of the moment when
+# it was started, and may choose among what the host allows; older kernels do not tell a container what that is.
+report_congestion_control() {
+    got=$(cat /proc/sys/net/ipv4/tcp_congestion_control 2>/dev/null) || return 0
+    known=$(cat /proc/sys/net/ipv4/tcp_available_congestion_control 2>/dev/null || true)
+    allowed=$(cat /proc/sys/net/ipv4/tcp_allowed_congestion_control 2>/dev/null || true)
+    say "congestion control: $got (allowed: ${allowed:-unknown}; known to the kernel: ${known:-unknown})"
+    case "$got: $allowed " in
+    bbr:*) ;;
+    *" bbr "*)
+        say 'lines that lose packets carry far more with bbr: take it with the sysctls of docker-compose.server.yaml' \
+            '(docs/how-to/lossy-lines.md)' ;;
+    *)
+        say "lines that lose packets carry far more with bbr: on the host, 'modprobe tcp_bbr' and" \
+            "'sysctl net.ipv4.tcp_congestion_control=bbr', then start this container again (docs/how-to/lossy-lines.md)" ;;
+    esac
+}
+
 # Sessions write their lines into a fifo, because they may not write to this process's output, sshd its messages into a socket.
 start_log() {
     rm -f "$run/log" "$run/log.socket"
@@ -117,6 +135,7 @@ chmod 1733 "$run/sessions"
 [ "$(id -u)" != 0 ] || mkdir -p /run/sshd
 make_account
 report_rsync
+report_congestion_control
 "$here/host-keys" "$host_keys" "$run"
 "$here/authorize-keys" "$keys" "$run" "$library" "$sessions"
 trouble=$("$here/healthcheck" library) || say "warning: $trouble"
