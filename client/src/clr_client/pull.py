@@ -330,10 +330,11 @@ async def _transfer(job: Job, pulled: Pulled, link: Link, on_file: Callable[[str
     unconfirmed.save(store.unconfirmed, pulled.unconfirmed)
     at_once = workers(settings.sync_parallel, plan.bytes, settings.sync_max_bw.least)
     changed = plan.having(Action.ADD, Action.UPDATE)
-    job.observer.stage(f"fetching {len(plan.fetch)} files of {len(changed)} items, {plan.bytes:,} bytes")
+    total = plan.bytes
+    job.observer.stage(f"fetching {len(plan.fetch)} files of {len(changed)} items, {total:,} bytes")
 
     def show(progress: Progress) -> None:
-        job.observer.transfer(progress.done_bytes, plan.bytes, progress.rate, progress.file)
+        job.observer.transfer(progress.done_bytes, total, progress.rate, progress.file)
 
     async with _kept_to_the_limit(link, settings) as line:
 

@@ -135,7 +135,7 @@ class BlockSize(Text):
     words: ClassVar = {"auto": blocks.AUTO, "whole": blocks.WHOLE}
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:  # noqa: ANN401
-        """Read a length; ``auto`` and ``whole`` are the constants of these names in ``transport.batches``."""
+        """Read a length; ``auto`` and ``whole`` are the constants of these names in ``blocks``."""
         word = str(value).strip().lower()
         if word in self.words:
             return self.words[word]
