@@ -218,6 +218,7 @@ ON_THE_VOLUME = [
     "progress.json",
     "known_hosts",
     "digests.json",
+    "settled.json",
     "pinned",
     "basis/0/disk.vmdk",
     "mirror/Tmpl one/disk.vmdk",

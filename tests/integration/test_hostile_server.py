@@ -40,6 +40,7 @@ CHANGING = (
     "progress.json",
     ".lock",
     "digests.json",
+    "settled.json",
     "known_hosts",
     "unconfirmed.json",
 )

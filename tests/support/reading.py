@@ -121,6 +121,8 @@ def _follows(old_name: str, old: Item, name: str, new: Item) -> None:
 
 
 _OF_TIME = {"status.json", "progress.json", "digests.json", ".lock", ".published.json"}
+_OF_THE_LAST_RUN = {"settled.json"}
+"""What tells only whether a run had something to do; an interrupted history ends with other runs than a smooth one."""
 _OF_CHANCE = re.compile(r'("(?:etag|generationNum|generation_num|created|sha256)": )(?:"[^"]*"|\d+)')
 
 
@@ -139,7 +141,7 @@ def listing(root: Path) -> dict[str, str]:
         return text
 
     for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
+        for name in {*folders, *files} - _OF_THE_LAST_RUN:
             path = os.path.join(folder, name)
             shown = plain(os.path.relpath(path, root))
             info = os.lstat(path)

@@ -156,6 +156,16 @@ def _before_every_kind_of_change(bench: Bench) -> None:
     _change(bench)
 
 
+def _before_there_is_nothing_to_do(bench: Bench) -> None:
+    _fill(bench)
+    bench.sync()
+
+
+def _before_it_is_known_that_nothing_has_changed(bench: Bench) -> None:
+    _before_there_is_nothing_to_do(bench)
+    bench.sync()
+
+
 def _before_pruning(bench: Bench) -> None:
     for revision in range(3):
         bench.template("one", revision)
@@ -242,6 +252,8 @@ def _release_and_sync(bench: Bench) -> object:
 SCENARIOS = {
     "a first sync": Scenario(_before_a_first_sync, _sync, _sync),
     "every kind of change": Scenario(_before_every_kind_of_change, _sync_and_prune, _sync_and_prune),
+    "nothing to do": Scenario(_before_there_is_nothing_to_do, _sync, _sync),
+    "nothing changed since": Scenario(_before_it_is_known_that_nothing_has_changed, _sync, _sync),
     "pruning": Scenario(_before_pruning, _sync_and_prune, _sync_and_prune),
     "joining what a cut left": Scenario(_before_joining, _sync, _sync),
     "adoption": Scenario(_before_adoption, _sync, _sync, _sync_without_a_line),

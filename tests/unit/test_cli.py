@@ -293,7 +293,7 @@ def replace_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     async def plan_only(_settings: object) -> Plan:
         return plan
 
-    monkeypatch.setattr("clr_client.sync.plan_only", plan_only)
+    monkeypatch.setattr("clr_client.update.plan_only", plan_only)
 
 
 def test_a_plan_for_people_leaves_out_what_stays(clr: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def sync(allow_deletes: bool) -> NoReturn:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(as_json: bool) -> None:
     """Show what a sync would add, change and remove, with bytes. Touches nothing."""
-    from clr_client.sync import plan_only
+    from clr_client.update import plan_only
 
     loaded, _ = _answering()
     found = _finish(plan_only(loaded))

@@ -119,8 +119,7 @@ async def _verify(
     store: Store, published: PublishedLibrary | None, pulled: Pulled
 ) -> tuple[dict[str, tuple[VerifiedItem, SourceItem]], list[Held]]:
     """Verify the items that should be published. One that cannot be is held; the others go on."""
-    digests = DigestCache.load(store.digests)
-    digests.add(pulled.digests)
+    digests = pulled.digests or DigestCache.load(store.digests)
     stop = threading.Event()
     try:
         return await asyncio.to_thread(_verify_items, store, published, pulled, digests, stop)

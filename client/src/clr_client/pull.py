@@ -1,21 +1,18 @@
 """From the server to the mirror: list, plan, guard, seed, transfer; again until the source stands still.
 
-Only this module talks to servers. It changes nothing outside ``mirror/`` and ``basis/`` but the list of files that no
-server has confirmed yet, and only brings files there.
+It changes nothing outside ``mirror/`` and ``basis/`` but the list of files that no server has confirmed yet, and only
+brings files there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from clr_client import filesystem, seed, transport, unconfirmed
@@ -24,16 +21,19 @@ from clr_client.content.digests import DigestCache
 from clr_client.content.items import scan
 from clr_client.errors import GuardError, TransportError
 from clr_client.plan import Action, Choice, Plan, guard, make_plan
+from clr_client.servers import link_to, window_ended
 from clr_client.threads import to_end
 from clr_client.transport.batches import divide, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from clr_client.files import FileInfo
     from clr_client.plan import ItemPlan
     from clr_client.reporting.progress import Observer
+    from clr_client.servers import Servers
     from clr_client.settings import Settings
     from clr_client.store import Store
     from clr_client.transport import Batch, Link, Listing, Progress, Transfer
@@ -58,6 +58,7 @@ class Job:
 
     settings: Settings
     store: Store
+    servers: Servers
     published: PublishedLibrary | None
     observer: Observer
     allow_deletes: bool = False
@@ -87,8 +88,8 @@ class Pulled:
     """The failure that ended it, if one did."""
     problems: tuple[str, ...] = ()
     """What the newest transfers said about files that did not arrive."""
-    digests: DigestCache = field(default_factory=DigestCache)
-    """What is known about files, also what was found out while others arrived."""
+    digests: DigestCache | None = None
+    """What is known about files, also what was found out while others arrived; None: what the volume remembers."""
 
     def count(self, transfer: Transfer) -> None:
         """Add one transfer's bytes and problems."""
@@ -97,45 +98,6 @@ class Pulled:
         self.sent += transfer.sent
         self.received += transfer.received
         self.problems += transfer.problems
-
-
-def link_to(peer: Peer, settings: Settings, store: Store) -> Link:
-    """Return everything that ssh needs to reach a server."""
-    return transport.Link(
-        peer=peer,
-        user=settings.sync_user,
-        identity=settings.clr_keys_dir / "id_syncer",
-        known_hosts=store.known_hosts,
-        trust_first=not settings.sync_host_key,
-        connect_timeout=settings.sync_connect_timeout,
-        idle_timeout=settings.sync_timeout,
-    )
-
-
-async def list_only(settings: Settings, store: Store) -> Listing:
-    """Return the first listing that a server gives; nothing is remembered of a server met for the first time.
-
-    :raises TransportError: no server could be listed.
-    """
-    errors: list[TransportError] = []
-    with TemporaryDirectory() as scratch:
-        known_hosts = Path(scratch, "known_hosts")
-        if store.known_hosts.is_file():
-            shutil.copyfile(store.known_hosts, known_hosts)
-        for peer in settings.peers:
-            link = dataclasses.replace(link_to(peer, settings, store), known_hosts=known_hosts)
-            try:
-                await _pin(link, settings)
-                return await transport.list_source(link)
-            except TransportError as error:
-                log.warning("%s: %s", peer, error)
-                errors.append(error)
-    raise errors[-1]
-
-
-async def _pin(link: Link, settings: Settings) -> None:
-    if settings.sync_host_key:
-        await transport.pin(link, settings.sync_host_key)
 
 
 async def pull(job: Job) -> Pulled:
@@ -153,7 +115,7 @@ async def pull(job: Job) -> Pulled:
     except TimeoutError:
         pulled.stopped = "SYNC_WINDOW ended; the next run goes on from here"
         if pulled.listing is None:
-            raise TransportError("SYNC_WINDOW ended before a server could be listed", "Is the line up?") from None
+            raise window_ended() from None
         await _confirm(job, pulled)
     except TransportError as error:
         if pulled.listing is None:
@@ -210,10 +172,8 @@ def _arrived(job: Job, pulled: Pulled) -> int:
 
 async def _settle(job: Job, pulled: Pulled, peer: Peer, arrivals: Arrivals) -> None:
     """Transfer until a listing shows nothing more to fetch: only that proves that no file changed while it was read."""
-    link = link_to(peer, job.settings, job.store)
-    await _pin(link, job.settings)
+    link = await job.servers.reach(peer)
     for number in range(PASSES + 1):
-        job.observer.stage(f"listing {peer}")
         await _list(job, pulled, link)
         if not pulled.plan.fetch:
             return
@@ -223,9 +183,7 @@ async def _settle(job: Job, pulled: Pulled, peer: Peer, arrivals: Arrivals) -> N
 
 
 async def _list(job: Job, pulled: Pulled, link: Link) -> None:
-    known = transport.remembered_fingerprints(link.known_hosts, link.peer)
-    listing = await transport.list_source(link)
-    _say_how_to_pin(job, link, known)
+    listing = await job.servers.listing(link)
     before = unconfirmed.load(job.store.unconfirmed)
     here = {file.path: file for file in scan(job.store.mirror)}
     found = Pulled(listing=listing, peer=link.peer)
@@ -281,17 +239,6 @@ def _needed(job: Job, pulled: Pulled) -> int:
     unpacked = sum(file.size for file in plan.fetch if file.suffix == ".ova")
     copied = 0 if filesystem.shares_files(job.store.root) else plan.bytes - unpacked
     return plan.bytes - _arrived(job, pulled) + unpacked + copied + RESERVE_BYTES
-
-
-def _say_how_to_pin(job: Job, link: Link, known: tuple[str, ...]) -> None:
-    if known or job.settings.sync_host_key:
-        return
-    for fingerprint in transport.remembered_fingerprints(link.known_hosts, link.peer):
-        log.warning(
-            "%s was met for the first time and is trusted from now on; to pin it, set SYNC_HOST_KEY=%s",
-            link.peer,
-            fingerprint.split()[0],
-        )
 
 
 def _look_again(job: Job, pulled: Pulled, here: Mapping[str, FileInfo] | None = None) -> None:
@@ -409,7 +356,7 @@ async def fetch_again(job: Job, choose: Callable[[Listing], tuple[ItemPlan, ...]
     for peer in job.settings.peers:
         try:
             async with asyncio.timeout(job.settings.sync_window.total_seconds() or None):
-                return await _fetch_from(job, choose, link_to(peer, job.settings, job.store))
+                return await _fetch_from(job, choose, await job.servers.reach(peer))
         except TimeoutError:
             raise TransportError("SYNC_WINDOW ended; the next run goes on from here") from None
         except TransportError as error:
@@ -419,9 +366,7 @@ async def fetch_again(job: Job, choose: Callable[[Listing], tuple[ItemPlan, ...]
 
 
 async def _fetch_from(job: Job, choose: Callable[[Listing], tuple[ItemPlan, ...]], link: Link) -> Pulled:
-    await _pin(link, job.settings)
-    job.observer.stage(f"listing {link.peer}")
-    listing = await transport.list_source(link)
+    listing = await job.servers.listing(link)
     mirror = {file.path: file for file in scan(job.store.mirror)}
     pulled = Pulled(listing=listing, plan=Plan(choose(listing)), mirror=mirror, peer=link.peer)
     if pulled.plan.fetch:

@@ -69,6 +69,7 @@ class Store:
         self.known_hosts = root / "known_hosts"
         self.digests = root / "digests.json"
         self.unconfirmed = root / "unconfirmed.json"
+        self.settled = root / "settled.json"
         self.damaged = root / "damaged"
         self.reserve = root / ".reserve"
         """Space that is given up so that the reason of a failure on a full volume can still be written down."""

@@ -1,8 +1,8 @@
-"""One sync, from the lock to the report.
+"""One sync, from the lock to the report: by the short way while nothing changes, else by the whole one.
 
 ::
 
-    lock → list the source → plan → guard → seed → transfer → verify → build manifests → publish → report → prune
+    lock → has anything changed? → update → report
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from clr_client import adopt, filesystem, transport
-from clr_client.content.items import scan
+from clr_client import settled
 from clr_client.disk import replace_file, unusable
 from clr_client.errors import ClrError
 from clr_client.integrity.damages import noted
-from clr_client.integrity.repair import Mended, mend, mend_here
-from clr_client.plan import Action, Choice, Plan, make_plan, parts
-from clr_client.publishing import ROTTEN, publish
-from clr_client.pull import Job, Pulled, list_only, pull
 from clr_client.reporting import status as statuses
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
-from clr_client.reporting.status import Held, Report
+from clr_client.reporting.status import Report
+from clr_client.servers import Servers
+from clr_client.settled import Settled
 from clr_client.store import Store
 from clr_client.threads import to_end
 
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
     from clr_client.reporting.status import Status, Verification
     from clr_client.settings import Settings
-    from clr_client.vcsp.model import PublishedLibrary
 
 log = logging.getLogger("clr.sync")
 
@@ -55,9 +51,10 @@ async def synchronise(
     with store.locked(trigger):
         started = time.monotonic()
         report = Report(trigger=trigger, started=_now())
+        library: dict[str, Any] | None = None
         watching = Observers(observer or LogLines(), ProgressFile(store.progress))
         try:
-            report = await _sync(settings, store, report, watching, allow_deletes=allow_deletes)
+            report, library = await _sync(settings, store, report, watching, allow_deletes=allow_deletes)
         except OSError as error:
             failure = unusable(store.root, error)
             report = dataclasses.replace(report, result=statuses.FAILED, error=str(failure))
@@ -73,126 +70,45 @@ async def synchronise(
         finally:
             watching.finish(report.error if report.result == statuses.FAILED else "")
             report = dataclasses.replace(report, ended=_now(), seconds=round(time.monotonic() - started, 1))
-            _record(store, report)
+            _record(store, report, library)
         return report
 
 
-async def _sync(settings: Settings, store: Store, report: Report, observer: Observer, *, allow_deletes: bool) -> Report:
-    published = await open_library(settings, store, observer)
-    job = Job(settings, store, published, observer, allow_deletes)
-    if (target := store.rolled_back_to()) is not None:
-        reason = f"rolled back to generation {target}; `clr rollback --release` ends that"
-        return _tell(dataclasses.replace(report, result=statuses.PAUSED, error=reason), await mend(job))
-    store.prune(settings.library_keep, settings.library_grace)
-    mended = await to_end(lambda: mend_here(store))
-    pulled = await pull(job)
-    observer.stage("verifying")
-    library, held = await publish(settings, store, published, pulled, adopt.waiting_library(store))
-    _prune(settings, store, pulled, held)
-    later = await (to_end(lambda: mend_here(store)) if pulled.stopped else mend(job))
-    rotten = {damage.item for damage in later.left}
-    serves = {item.key: item.name for item in library.items} if library else {}
-    held = tuple(item for item in held if item.reason != ROTTEN or serves.get(item.key) in rotten)
-    report = _describe(report, published, library, held, pulled)
-    report = _tell(report, Mended((*mended.mended, *later.mended), later.left))
-    if pulled.failure and not (report.added or report.updated or report.removed):
-        raise pulled.failure
-    return report
+async def _sync(
+    settings: Settings, store: Store, report: Report, observer: Observer, *, allow_deletes: bool
+) -> tuple[Report, dict[str, Any] | None]:
+    """Do what there is to do; return what that was, and a description of the library if it is known to be as it was."""
+    async with Servers(settings, store, observer) as servers:
+        note = settled.load(store.settled)
+        if note is not None:
+            await servers.ask_early()
+        volume = await to_end(lambda: settled.volume_digest(store, settings))
+        if note is not None and note.volume == volume and (answer := await servers.early()):
+            peer, listing = answer
+            if note.source == settled.source_digest(peer, listing):
+                log.info("nothing has changed at %s or here since a sync that had nothing to do", peer)
+                store.prune(settings.library_keep, settings.library_grace)
+                return dataclasses.replace(report, peer=str(peer), version=note.library["version"]), note.library
+
+        from clr_client.update import update  # much to load, and of no use while nothing changes
+
+        report, pulled = await update(settings, store, servers, report, observer, allow_deletes=allow_deletes)
+    source = settled.source_digest(pulled.peer, pulled.listing)
+    if volume and source and _had_nothing_to_do(report):
+        settled.save(store.settled, Settled(source, volume, describe_library(store)))
+    return report, None
 
 
-def _tell(report: Report, mended: Mended) -> Report:
-    """Add to a report what was damaged here; what still is makes a success a partial one."""
-    result = statuses.PARTIAL if mended.left and report.result == statuses.SUCCESS else report.result
-    return dataclasses.replace(report, result=result, mended=mended.mended, damaged=mended.left)
+def _had_nothing_to_do(report: Report) -> bool:
+    changed = report.added or report.updated or report.removed or report.mended or report.planned_bytes
+    return report.result == statuses.SUCCESS and not changed
 
 
-async def open_library(settings: Settings, store: Store, observer: Observer) -> PublishedLibrary | None:
-    """Make the volume ready and return what is published; an original's directory is adopted and published."""
-    await to_end(lambda: adopt.move_original(store))
-    await to_end(store.prepare)
-    await to_end(lambda: transport.rescue(store.mirror))
-    published = store.published()
-    if published is None and (original := adopt.original_library(store)):
-        observer.stage("verifying what the original left; it is served as soon as all of it has been read")
-        everything = make_plan(scan(store.mirror), None, {}, Choice())
-        pulled = Pulled(plan=everything, mirror={file.path: file for file in scan(store.mirror)})
-        published, held = await publish(settings, store, None, pulled, original)
-        log.info("adopted %d items of library %s", len(published.items) if published else 0, original.id)
-        for item in held:
-            log.warning("%s is held: %s", item.key, item.reason)
-    return published
+def _record(store: Store, report: Report, library: dict[str, Any] | None) -> None:
+    """Log the run's summary and add it to the status file, whose loss would lose nothing but history.
 
-
-async def plan_only(settings: Settings) -> Plan:
-    """Return what a sync would do, touching nothing.
-
-    :raises TransportError: no server could be listed.
+    :param library: a description of what is published, if there is one at hand.
     """
-    settings.require_peer()
-    store = Store(settings.clr_library_dir)
-    published = store.published() if store.generations.is_dir() else None
-    mirror = {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
-    listing = await list_only(settings, store)
-    return make_plan(
-        listing.files,
-        published,
-        mirror,
-        Choice.of(settings),
-        complete=listing.complete,
-        caseless=filesystem.is_caseless(store.root),
-    )
-
-
-def _prune(settings: Settings, store: Store, pulled: Pulled, held: tuple[Held, ...]) -> None:
-    """Drop old generations, and from the mirror what the source no longer has or this site no longer takes."""
-    store.prune(settings.library_keep, settings.library_grace)
-    if pulled.listing is None or not pulled.listing.complete or pulled.stopped:
-        return
-    keep = adopt.manifest_paths(store) if held else set()  # they know the ids of what is held still
-    left = {item.key for item in pulled.plan.having(Action.LEAVE) if item.source is None}
-    if left:
-        keep |= {file.path for file in scan(store.mirror) if not left.isdisjoint((file.path, file.folder))}
-    for item in pulled.plan.items:
-        if item.source is not None and item.action not in {Action.REMOVE, Action.SKIP}:
-            keep |= {file.path for file in parts(item.source)}
-    unfinished = {file.path for file in pulled.plan.fetch}
-    partials = transport.partials(store.mirror) if unfinished else {}
-    kept_partials = (path for wanted, path in partials.items() if wanted in unfinished)
-    store.prune_mirror(keep | {path.relative_to(store.mirror).as_posix() for path in kept_partials})
-
-
-def _describe(
-    report: Report,
-    published: PublishedLibrary | None,
-    library: PublishedLibrary | None,
-    held: tuple[Held, ...],
-    pulled: Pulled,
-) -> Report:
-    before = {item.key: item for item in published.items} if published else {}
-    after = {item.key: item for item in library.items} if library else {}
-    return dataclasses.replace(
-        report,
-        result=statuses.PARTIAL if held or pulled.stopped else statuses.SUCCESS,
-        error=pulled.stopped,
-        peer=str(pulled.peer or ""),
-        added=tuple(after[key].name for key in sorted(after.keys() - before.keys())),
-        updated=tuple(
-            after[key].name for key in sorted(after.keys() & before.keys()) if after[key].version > before[key].version
-        ),
-        removed=tuple(before[key].name for key in sorted(before.keys() - after.keys())),
-        held=held,
-        went_back=tuple(pulled.went_back),
-        planned_bytes=pulled.planned,
-        literal_bytes=pulled.literal,
-        matched_bytes=pulled.matched,
-        sent_bytes=pulled.sent,
-        received_bytes=pulled.received,
-        version=library.version if library else None,
-    )
-
-
-def _record(store: Store, report: Report) -> None:
-    """Log the run's summary and add it to the status file, whose loss would lose nothing but history."""
     level = logging.INFO if report.result in {statuses.SUCCESS, statuses.PAUSED} else logging.WARNING
     for held in report.held[: statuses.MOST_HELD]:
         log.warning("%s is held: %s", held.key, held.reason)
@@ -204,7 +120,8 @@ def _record(store: Store, report: Report) -> None:
         log.log(level, "%s", report.summary)
     try:
         number = store.current_number()
-        library = describe_library(store) if number is not None else None
+        if library is None and number is not None:
+            library = describe_library(store)
         ended = dataclasses.replace(report, generation=number)
         record(store, lambda status: status.after(ended, library))
     except (OSError, ClrError) as error:

@@ -81,15 +81,6 @@ class DigestCache:
             self._files[name] = identity + "".join(lines)
             self._changed = True
 
-    def add(self, other: DigestCache) -> None:
-        """Take over what another cache knows, which was found out later."""
-        with other._lock:
-            files, asked = dict(other._files), set(other._asked)
-        with self._lock:
-            self._changed = self._changed or bool(files)
-            self._files |= files
-            self._asked |= asked
-
     def save(self, path: Path) -> None:
         """Write the cache, if it changed, with temporary file, fsync and rename.
 

@@ -20,9 +20,11 @@ from clr_client.integrity.repair import Mended, mend
 from clr_client.pull import Job
 from clr_client.reporting.progress import LogLines, Observer
 from clr_client.reporting.status import Verification
+from clr_client.servers import Servers
 from clr_client.store import Store
-from clr_client.sync import open_library, record
+from clr_client.sync import record
 from clr_client.threads import in_background
+from clr_client.update import open_library
 
 if TYPE_CHECKING:
     import threading
@@ -126,7 +128,8 @@ def _read(
 async def _mend(settings: Settings, store: Store, trigger: str, observer: Observer) -> Mended:
     with store.locked(f"verification, {trigger}"):
         published = await open_library(settings, store, observer)
-        return await mend(Job(settings, store, published, observer))
+        async with Servers(settings, store, observer) as servers:
+            return await mend(Job(settings, store, servers, published, observer))
 
 
 def _now() -> str:

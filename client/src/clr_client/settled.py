@@ -1,0 +1,144 @@
+"""Whether a sync can have anything to do: not while all that it goes by is what a sync with nothing to do went by.
+
+Such a sync leaves a note on the volume, ``settled.json``: a digest of what the server listed, and one of everything
+here, taken *before* it looked at anything itself. While both come out the same, a sync would find nothing to do again,
+so it need not read records, plan, verify every item and compute all manifests to find that out. Whatever differs, no
+matter what or why, leads to a whole sync.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clr_client import __version__
+from clr_client.disk import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from clr_client.settings import Settings
+    from clr_client.store import Store
+    from clr_client.transport import Listing
+    from clr_client.values import Peer
+
+log = logging.getLogger("clr.sync")
+
+FORMAT = "content-library-rsync settled 1"
+MANIFESTS = ("lib.json", "items.json", ".state.json")
+"""What a sync reads of the published generation, to see whether readers find what is recorded."""
+CHANGING = frozenset({"status.json", "progress.json", "settled.json", "known_hosts"})
+"""Files of the volume that no decision of a sync depends on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a sync with nothing to do went by, and a description of the library that it left as it was."""
+
+    source: str
+    volume: str
+    library: dict[str, Any]
+
+
+def source_digest(peer: Peer | None, listing: Listing | None) -> str:
+    """Return a digest of what a server listed; empty when there was none, or it could not list everything."""
+    if listing is None or not listing.complete or listing.problems:
+        return ""
+    return _digest((str(peer), *(f"{file.path}\0{file.size}\0{file.mtime}" for file in listing.files)))
+
+
+def volume_digest(store: Store, settings: Settings) -> str:
+    """Return a digest of all that a sync goes by here; empty when nothing is published or it cannot be read. Blocking.
+
+    That is: the release of this program, its settings (passwords and pins apart, which decide about no item), which
+    files the volume holds, the status of everything in ``mirror/``, of each item's folder, of the known digests and of
+    all generations' records, the notes of damage and of unconfirmed files, and the content of the published manifests.
+    Content is not read, so what cannot be seen by size, time and inode is not noticed, as in any sync.
+    """
+    number = store.current_number()
+    if number is None:
+        return ""
+    try:
+        return _digest((FORMAT, __version__, str(number), *_chosen(settings), *_on_the_volume(store, number)))
+    except OSError as error:
+        log.debug("the volume is looked at by a whole sync: %s", error)
+        return ""
+
+
+def _chosen(settings: Settings) -> Iterator[str]:
+    for field in dataclasses.fields(settings):
+        if not field.metadata["secret"]:
+            yield f"{field.name}={getattr(settings, field.name)!r}"
+
+
+def _on_the_volume(store: Store, number: int) -> Iterator[str]:
+    yield from sorted(set(os.listdir(store.root)) - CHANGING)
+    yield from _below(str(store.mirror))
+    yield from _within(str(store.items))
+    yield from (_status(str(path)) for path in (store.generations, store.digests))
+    yield from (_status(f"{store.generations}/{kept}/.state.json") for kept in store.generation_numbers())
+    for name in MANIFESTS:
+        yield hashlib.sha256((store.generations / str(number) / name).read_bytes()).hexdigest()
+    with suppress(FileNotFoundError):
+        yield from sorted(os.listdir(store.damaged))
+    with suppress(FileNotFoundError):
+        yield store.unconfirmed.read_text(encoding="utf-8", errors="replace")
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Describe everything in a folder and in those below it, without following links."""
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                yield _described(entry.path, entry.stat(follow_symlinks=False))
+
+
+def _within(folder: str) -> Iterator[str]:
+    """Describe what lies directly in a folder; the time of a folder tells whether anything in it has changed."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            yield _described(entry.path, entry.stat(follow_symlinks=False))
+
+
+def _status(path: str) -> str:
+    return _described(path, os.lstat(path))
+
+
+def _described(path: str, info: os.stat_result) -> str:
+    return f"{path}\0{info.st_mode}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ino}"
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def load(path: Path) -> Settled | None:
+    """Return the note, None when there is none or it was damaged since it was written."""
+    try:
+        head, _, body = path.read_bytes().partition(b"\n")
+        if head.decode("ascii") != hashlib.sha256(body).hexdigest():
+            return None
+        return Settled(**json.loads(body))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def save(path: Path, settled: Settled) -> None:
+    """Write the note, in one step, if it is another. On a volume that takes none the next sync takes longer."""
+    if load(path) == settled:
+        return
+    body = json.dumps(dataclasses.asdict(settled)).encode("ascii")
+    try:
+        replace_file(path, hashlib.sha256(body).hexdigest().encode("ascii") + b"\n" + body)
+    except OSError as error:
+        log.warning("the next sync of an unchanged library will look at every item again: %s", error)
