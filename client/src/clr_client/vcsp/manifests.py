@@ -8,23 +8,58 @@ encoding. Each item is one line of items.json, which Python writes ten times fas
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from clr_client.vcsp.model import Manifests, PublishedFile, PublishedItem, PublishedLibrary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ITEM_TREES = "_items"
 """The folder beside lib.json through which the item trees are reached."""
 
 
+class _ItemManifests(Mapping[str, bytes]):
+    """Each item.json by the item's id, made when it is asked for: a sync needs those of new versions only."""
+
+    def __init__(self, library: PublishedLibrary) -> None:
+        self._library = library
+        self._items = {item.id: item for item in library.items}
+
+    def __getitem__(self, item_id: str) -> bytes:
+        return _entry(self._library, self._items[item_id]) + b"\n"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
 def manifests(library: PublishedLibrary) -> Manifests:
     """The manifests of ``library``; equal libraries give equal bytes, and each item.json equals its entry."""
-    entries = {item.id: json.dumps(_item(library, item)).encode("ascii") for item in library.items}
     return Manifests(
         lib=json.dumps(_library(library), indent=2).encode("ascii") + b"\n",
-        items=b'{"items": [\n' + b",\n".join(entries.values()) + b"\n]}\n",
-        item={item_id: entry + b"\n" for item_id, entry in entries.items()},
+        items=_items(library),
+        item=_ItemManifests(library),
     )
+
+
+def _items(library: PublishedLibrary) -> bytes:
+    text = BytesIO()
+    text.write(b'{"items": [')
+    for number, item in enumerate(library.items):
+        text.write(b",\n" if number else b"\n")
+        text.write(_entry(library, item))
+    text.write(b"\n]}\n")
+    return text.getvalue()
+
+
+def _entry(library: PublishedLibrary, item: PublishedItem) -> bytes:
+    return json.dumps(_item(library, item)).encode("ascii")
 
 
 def file_path(library: PublishedLibrary, item: PublishedItem, file: PublishedFile) -> str:
