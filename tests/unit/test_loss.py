@@ -89,7 +89,7 @@ def test_a_lossy_line_whose_server_gives_way_is_named_with_loss_rate_and_help() 
         (cubic(0.001), "hardly any loss"),
         (simulated(0.01, 1, 5000), "something else is slower"),
         (cubic()[: LEAST_SEGMENTS // 120 - 1], "too little came"),
-        ([replace(each, rtt=0.4) for each in cubic()], "packets wait: the line is full"),
+        ([replace(each, rtt=0.5) for each in cubic()], "packets wait: the line is full"),
         ([], "nothing came"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

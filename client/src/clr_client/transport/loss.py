@@ -27,7 +27,7 @@ log = logging.getLogger("clr.sync")
 LOOK_SECONDS = 2.0
 LEAST_SEGMENTS = 1000
 LEAST_LOSS = 0.003
-QUEUED = 1.5
+QUEUED = 2.0
 """Times the shortest round trip: a longer one means that packets wait, and are lost, because the line is full."""
 NEAR = 4.0
 """Who gives way to loss is within this factor of what the theory says."""
