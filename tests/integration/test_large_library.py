@@ -6,6 +6,7 @@ import sys
 import tracemalloc
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,6 @@ from support.templates import fake_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 ITEMS = 1000
 LEAST_PER_ITEM = 20_000
@@ -74,8 +74,29 @@ def test_an_unchanged_sync_opens_a_handful_of_files_and_walks_the_volume_a_few_t
         report = large.sync()
     assert (report.result, len(large.versions()), large.store.generation_numbers()) == ("success", ITEMS, (1,))
     assert calls["open"] < 60
-    assert calls["os.scandir"] + calls["os.listdir"] < 4.5 * ITEMS
+    assert calls["os.scandir"] + calls["os.listdir"] < 5.5 * ITEMS
     assert sum(calls[event] for event in ("os.rename", "os.mkdir", "os.link", "os.symlink", "os.rmdir")) < 30
+
+
+def test_a_sync_after_one_with_nothing_to_do_walks_the_mirror_once_and_writes_only_what_it_says_of_itself(
+    large: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large.sync()
+    written: list[str] = []
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        written.append(target.name)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with counted() as calls:
+        report = large.sync()
+    assert (report.result, report.version) == ("success", 1)
+    assert calls["open"] < 30
+    assert calls["os.scandir"] + calls["os.listdir"] < ITEMS + 20
+    assert set(written) == {"progress.json", "status.json"}
+    assert sum(calls[event] for event in ("os.link", "os.symlink", "os.rmdir", "os.remove")) == 0
 
 
 def test_an_unchanged_sync_of_ten_thousand_items_would_take_less_than_two_hundred_megabytes(large: Site) -> None:

@@ -46,7 +46,7 @@ class Line:
         return DONE
 
 
-def run(line: Line, at_once: int, seen: list[Progress] | None = None) -> list[Transfer]:
+def run(line: Line | LongLine, at_once: int, seen: list[Progress] | None = None) -> list[Transfer]:
     done: list[Transfer] = []
     told: Callable[[Progress], None] = (seen if seen is not None else []).append
     work: Awaitable[None] = fetch_all(BATCHES, line.bring, at_once=at_once, on_transfer=done.append, on_progress=told)
@@ -57,7 +57,7 @@ def run(line: Line, at_once: int, seen: list[Progress] | None = None) -> list[Tr
     try:
         asyncio.run(main())
     finally:
-        line.done = done  # type: ignore[attr-defined]
+        line.done = done  # type: ignore[union-attr]
     return done
 
 
@@ -86,6 +86,51 @@ def test_when_all_lines_break_nothing_more_is_begun() -> None:
     with pytest.raises(TransportError, match="cut"):
         run(line, 2)
     assert line.begun == [0, 1]
+
+
+class LongLine:
+    """Brings batches of which each takes a while to begin, and notes what begins and ends, in order."""
+
+    def __init__(self, fails: int | None = None) -> None:
+        self.fails, self.events = fails, list[str]()
+        self.open = self.most_open = 0
+
+    async def bring(self, batch: Batch, tell: Callable[[Progress], None]) -> Transfer:
+        name = batch.files[0].path
+        self.events.append(f"begin {name}")
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        await asyncio.sleep(0.05)
+        tell(Progress(2, 40.0, name))
+        tell(Progress(9, 40.0, name))
+        await asyncio.sleep(0.05)
+        self.open -= 1
+        self.events.append(f"end {name}")
+        if name == str(self.fails):
+            raise TransportError("cut")
+        return DONE
+
+
+def test_the_next_batch_begins_before_the_one_before_it_ends_so_that_the_line_is_never_idle() -> None:
+    line = LongLine()
+    assert len(run(line, 2)) == len(BATCHES)
+    for number in range(2, 6):
+        assert line.events.index(f"begin {number}") < line.events.index(f"end {number - 2}")
+    assert line.most_open <= 4
+
+
+def test_one_at_a_time_is_one_at_a_time() -> None:
+    line = LongLine()
+    assert len(run(line, 1)) == len(BATCHES)
+    assert line.most_open == 1
+
+
+def test_a_line_that_breaks_after_the_next_one_began_ends_that_worker_and_takes_nothing_from_the_others() -> None:
+    line = LongLine(fails=0)
+    with pytest.raises(TransportError, match="cut"):
+        run(line, 2)
+    assert sorted(line.events) == sorted(f"{what} {number}" for what in ("begin", "end") for number in range(6))
+    assert line.events.index("end 3") < line.events.index("begin 5"), "two workers where one is left"
 
 
 def test_what_no_retry_can_mend_ends_all() -> None:

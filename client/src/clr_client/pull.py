@@ -24,6 +24,7 @@ from clr_client.plan import Action, Choice, Plan, guard, make_plan
 from clr_client.servers import link_to, window_ended
 from clr_client.threads import to_end
 from clr_client.transport.batches import divide, workers
+from clr_client.transport.loss import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -283,7 +284,7 @@ async def _transfer(job: Job, pulled: Pulled, link: Link, on_file: Callable[[str
     def show(progress: Progress) -> None:
         job.observer.transfer(progress.done_bytes, total, progress.rate, progress.file)
 
-    async with _kept_to_the_limit(link, settings) as line:
+    async with watched(link.peer.port), _kept_to_the_limit(link, settings) as line:
 
         async def bring(batch: Batch, tell: Callable[[Progress], None]) -> Transfer:
             return await transport.fetch(

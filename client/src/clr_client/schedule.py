@@ -12,8 +12,6 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from croniter import CroniterBadDateError, croniter  # type: ignore[import-untyped]
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from zoneinfo import ZoneInfo
@@ -38,6 +36,8 @@ NAMES = {
     "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
     "day of week": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
 }
+LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+"""Days of each month, in the year in which it has most."""
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - wall-clock times are naive on purpose
 MINUTE = timedelta(minutes=1)
 LONGEST_WAIT_YEARS = 9  # 29 February across a year that is no leap year, such as 2100
@@ -65,10 +65,8 @@ class Schedule:
         values[4] = {day % 7 for day in values[4]}
         plain = ["*" if field == "*" else _listed(numbers) for field, numbers in zip(fields, values, strict=True)]
         self._cron = " ".join(plain)
-        try:
-            next(_walk(" ".join([*plain[:4], "*"]), EPOCH))
-        except CroniterBadDateError:
-            raise ValueError(f"month {fields[3]} has no day {fields[2]}; a date that comes is 0 0 28 2 *") from None
+        if min(values[2]) > max(LONGEST[month - 1] for month in values[3]):
+            raise ValueError(f"month {fields[3]} has no day {fields[2]}; a date that comes is 0 0 28 2 *")
 
     def __str__(self) -> str:
         return self.expression
@@ -134,6 +132,8 @@ def _number(word: str, label: str, low: int, high: int) -> int:
 
 def _walk(cron: str, start: datetime) -> Iterator[datetime]:
     """The matching naive times later than ``start``, without end. Floats keep time zones out of croniter."""
+    from croniter import croniter  # type: ignore[import-untyped] # much to load for commands that only check a setting
+
     iterator = croniter(cron, (start - EPOCH).total_seconds(), max_years_between_matches=LONGEST_WAIT_YEARS)
     while True:
         yield EPOCH + timedelta(seconds=round(iterator.get_next(float)))

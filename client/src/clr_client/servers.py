@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
-import shutil
 from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from clr_client import transport
@@ -40,32 +36,6 @@ def link_to(peer: Peer, settings: Settings, store: Store) -> Link:
     )
 
 
-async def list_only(settings: Settings, store: Store) -> Listing:
-    """Return the first listing that a server gives; nothing is remembered of a server met for the first time.
-
-    :raises TransportError: no server could be listed.
-    """
-    errors: list[TransportError] = []
-    with TemporaryDirectory() as scratch:
-        known_hosts = Path(scratch, "known_hosts")
-        if store.known_hosts.is_file():
-            shutil.copyfile(store.known_hosts, known_hosts)
-        for peer in settings.peers:
-            link = dataclasses.replace(link_to(peer, settings, store), known_hosts=known_hosts)
-            try:
-                await _pin(link, settings)
-                return await transport.list_source(link)
-            except TransportError as error:
-                log.warning("%s: %s", peer, error)
-                errors.append(error)
-    raise errors[-1]
-
-
-async def _pin(link: Link, settings: Settings) -> None:
-    if settings.sync_host_key:
-        await transport.pin(link, settings.sync_host_key)
-
-
 class Servers:
     """Asks a site's servers for their listings; a context manager, with whose end no question is left open.
 
@@ -92,7 +62,8 @@ class Servers:
         :raises TransportError: it does not have the pinned key, or does not answer.
         """
         link = link_to(peer, self._settings, self._store)
-        await _pin(link, self._settings)
+        if self._settings.sync_host_key:
+            await transport.pin(link, self._settings.sync_host_key)
         return link
 
     async def ask_early(self) -> None:

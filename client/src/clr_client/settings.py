@@ -7,7 +7,6 @@ the same table.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,6 +289,8 @@ def _misspelt(environ: Mapping[str, str]) -> list[str]:
     warnings = []
     for name in sorted(set(environ) - known):
         if name.startswith(PREFIXES):
+            import difflib
+
             likely = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {likely[0]}?" if likely else ""
             warnings.append(f"{name} is not a setting of this program{hint}")

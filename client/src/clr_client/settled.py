@@ -66,7 +66,7 @@ def volume_digest(store: Store, settings: Settings) -> str:
     if number is None:
         return ""
     try:
-        return _digest((FORMAT, __version__, str(number), *_chosen(settings), *_on_the_volume(store, number)))
+        return _digest((FORMAT, __version__, *_chosen(settings), *_on_the_volume(store, number)))
     except OSError as error:
         log.debug("the volume is looked at by a whole sync: %s", error)
         return ""
@@ -115,7 +115,7 @@ def _status(path: str) -> str:
 
 
 def _described(path: str, info: os.stat_result) -> str:
-    return f"{path}\0{info.st_mode}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ino}"
+    return f"{path}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ino}"
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -9,6 +9,8 @@
 
 A generation holds the record of ids, versions and digests beside its manifests, so both change in the same instant.
 Nothing under ``items`` or ``generations`` is written to once it has its final name.
+
+What knows manifests and records is imported where it is needed: a sync that has nothing to do needs none of it.
 """
 
 from __future__ import annotations
@@ -27,9 +29,6 @@ from clr_client.disk import UNFINISHED, link, remove, replace_file, sync_folder,
 from clr_client.errors import ClrError, HeldError, ManifestError, StoreError, TreeError
 from clr_client.moments import Moment
 from clr_client.readable import link_names, read_links
-from clr_client.vcsp import record
-from clr_client.vcsp.manifests import manifests
-from clr_client.vcsp.model import ADOPTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -165,6 +164,8 @@ class Store:
 
     def holds(self, library: PublishedLibrary) -> bool:
         """Whether ``library`` is what readers find: its manifests, and the folder of every item's tree."""
+        from clr_client.vcsp.manifests import manifests
+
         texts = manifests(library)
         try:
             served = [(self.current / name).read_bytes() for name in ("lib.json", "items.json")]
@@ -213,6 +214,8 @@ class Store:
 
         :raises ManifestError: neither its record nor its manifests can be read, or there is no such generation.
         """
+        from clr_client.vcsp import record
+
         folder = self.generations / str(number)
         try:
             info = (folder / STATE).stat()
@@ -239,6 +242,8 @@ class Store:
         return f"Kept generations: {numbers or 'none'}"
 
     def _adopt_generation(self, folder: Path) -> PublishedLibrary:
+        from clr_client.vcsp import record
+
         listed = folder / "items.json"
         links = read_links(folder)
         trees = (self.items / uuid / version / "item.json" for uuid, version in links)
@@ -279,6 +284,8 @@ class Store:
         :raises StoreError: the volume is full or failing; what was published stays.
         """
         number = max(self._linked_number() or 0, *self.generation_numbers(), 0) + 1
+        from clr_client.vcsp.manifests import manifests
+
         texts = manifests(library)
         try:
             for item in library.items:
@@ -330,6 +337,8 @@ class Store:
         sync_folder(unfinished)
 
     def _build_generation(self, number: int, library: PublishedLibrary, lib: bytes, items: bytes) -> None:
+        from clr_client.vcsp import record
+
         folder = self.generations / f"{UNFINISHED}{number}"
         folder.mkdir()
         (folder / "_items").symlink_to("../../items")
@@ -427,6 +436,8 @@ def _discard(folder: Path) -> None:
 
 def _lifted(library: PublishedLibrary, lost: int) -> PublishedLibrary:
     """Return ``library`` as if ``lost`` unknown generations had followed it: each may have changed everything."""
+    from clr_client.vcsp.model import ADOPTED
+
     items = (
         dataclasses.replace(
             item,

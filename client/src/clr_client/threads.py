@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -47,6 +45,9 @@ def step_back() -> None:
 
     Source: ioprio_set(2); its idle class is what ``ionice -c 3`` sets, and counts where the disk's scheduler knows it.
     """
+    import ctypes
+    import platform
+
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
     if number := IOPRIO_SET.get(platform.machine()):
         ctypes.CDLL(None).syscall(number, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE << IOPRIO_CLASS_SHIFT)

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from clr_client import adopt, filesystem, transport
 from clr_client.content.items import scan
+from clr_client.errors import TransportError
 from clr_client.integrity.repair import Mended, mend, mend_here
 from clr_client.plan import Action, Choice, Plan, make_plan, parts
 from clr_client.publishing import ROTTEN, publish
 from clr_client.pull import Job, Pulled, pull
 from clr_client.reporting import status as statuses
-from clr_client.servers import list_only
+from clr_client.servers import link_to
 from clr_client.store import Store
 from clr_client.threads import to_end
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from clr_client.reporting.status import Held, Report
     from clr_client.servers import Servers
     from clr_client.settings import Settings
+    from clr_client.transport import Listing
     from clr_client.vcsp.model import PublishedLibrary
 
 log = logging.getLogger("clr.sync")
@@ -94,7 +99,7 @@ async def plan_only(settings: Settings) -> Plan:
     store = Store(settings.clr_library_dir)
     published = store.published() if store.generations.is_dir() else None
     mirror = {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
-    listing = await list_only(settings, store)
+    listing = await _list_only(settings, store)
     return make_plan(
         listing.files,
         published,
@@ -103,6 +108,28 @@ async def plan_only(settings: Settings) -> Plan:
         complete=listing.complete,
         caseless=filesystem.is_caseless(store.root),
     )
+
+
+async def _list_only(settings: Settings, store: Store) -> Listing:
+    """Return the first listing that a server gives; nothing is remembered of a server met for the first time.
+
+    :raises TransportError: no server could be listed.
+    """
+    errors: list[TransportError] = []
+    with TemporaryDirectory() as scratch:
+        known_hosts = Path(scratch, "known_hosts")
+        if store.known_hosts.is_file():
+            shutil.copyfile(store.known_hosts, known_hosts)
+        for peer in settings.peers:
+            link = dataclasses.replace(link_to(peer, settings, store), known_hosts=known_hosts)
+            try:
+                if settings.sync_host_key:
+                    await transport.pin(link, settings.sync_host_key)
+                return await transport.list_source(link)
+            except TransportError as error:
+                log.warning("%s: %s", peer, error)
+                errors.append(error)
+    raise errors[-1]
 
 
 def _prune(settings: Settings, store: Store, pulled: Pulled, held: tuple[Held, ...]) -> None:

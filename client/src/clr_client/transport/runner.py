@@ -275,7 +275,12 @@ def _members(group: int) -> list[Path]:
     """Folders in /proc of a group's processes. Zombies do not count: they hold nothing, and PID 1 may not
     reap them.
     """
-    found = []
+    found: list[Path] = []
+    with contextlib.suppress(PermissionError):  # of others' processes
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return found  # without a look at all processes of the machine
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             with contextlib.suppress(OSError):

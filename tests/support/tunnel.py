@@ -1,6 +1,6 @@
 """A long line between two TUN devices, in user space: rate, delay, loss. Only root can run it.
 
-``python -m bench.relay NEAR FAR --rate BYTES --delay SECONDS --loss SHARE`` makes both devices, says ``ready``, and
+``python -m support.tunnel NEAR FAR --rate BYTES --delay SECONDS --loss SHARE`` makes both devices, says ``ready``, and
 then four times a second what has been delivered from FAR to NEAR until now: seconds, packets, bytes.
 """
 

@@ -1,4 +1,4 @@
-"""A server in a network namespace: ``python -m bench.remote LIBRARY WORKDIR ADDRESS PORT``; ends with its stdin."""
+"""A server in a network namespace: ``python -m support.remote LIBRARY WORKDIR ADDRESS PORT``; ends with its stdin."""
 
 from __future__ import annotations
 
