@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from urllib.parse import quote
 import pytest
 from clr_client.web import config
 from support import caddy
+from support.server import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +95,26 @@ def test_disk_is_served_with_its_exact_length_under_both_its_urls(either: Web, p
     assert answer.headers["content-length"] == str(len(DISK))
     assert "content-encoding" not in answer.headers
     assert answer.body == DISK
+
+
+def test_large_files_go_from_the_disk_to_the_line_without_passing_through_the_program(
+    program: str, short_tmp: Path
+) -> None:
+    """By sendfile(2), some hundred kilobytes a call; a program that reads and writes does so in pieces of 32 KiB."""
+    size = 64_000_000
+    with caddy.web(short_tmp / f".s {len(program)}", program, LIBRARY_BROWSE="true") as web:
+        with (web.publish(1, {}) / "disk.vmdk").open("wb") as file:
+            file.truncate(size)
+        process = next(pid for pid in descendants(os.getpid()) if f"{web.library}" == os.readlink(f"/proc/{pid}/cwd"))
+        for path in ("/_items/u1/1/disk.vmdk", "/Tmpl%20one/disk.vmdk"):
+            before = reads(process)
+            assert len(web.ask(path).body) == size
+            assert reads(process) - before < size / 4 / 32768, path
+
+
+def reads(pid: int) -> int:
+    """How often a process has called the kernel to read something; sendfile counts as one."""
+    return int(Path(f"/proc/{pid}/io").read_text().partition("syscr: ")[2].split()[0])
 
 
 def test_head_gives_the_length_without_a_body(either: Web) -> None:

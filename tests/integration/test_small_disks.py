@@ -19,8 +19,8 @@ import pytest
 from clr_client import seed, transport
 from clr_client.errors import ClrError, GuardError, StoreError, TransportError
 from clr_client.pull import RESERVE_BYTES
-from clr_client.servers import link_to
 from clr_client.rollback import release, roll_back
+from clr_client.servers import link_to
 from clr_client.store import Store
 from clr_client.transport import PARTIAL_DIR
 from clr_client.vcsp.subscriber import check

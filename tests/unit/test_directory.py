@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
 import shutil
 import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import pytest
-from clr_client import directory
-from clr_client.directory import DIGESTS, STATE, Published, publish_directory
+from clr_client import catalogue, settled
+from clr_client.catalogue import DIGESTS, STATE
+from clr_client.directory import SETTLED, Published, publish_directory
 from clr_client.errors import LockedError, ManifestError, StoreError
+from clr_client.vcsp.record import load as load_record
 from support.templates import fake_template, pack_ova, replace
 from support.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from clr_client.vcsp.model import PublishedLibrary
 
 UUID = "urn:uuid:{}"
 
@@ -40,6 +45,17 @@ def folder(tmp_path: Path) -> Path:
 
 def publish(folder: Path) -> Published:
     return publish_directory(folder, "Golden")
+
+
+def recorded(folder: Path) -> PublishedLibrary:
+    """The library as the folder's record has it."""
+    return load_record((folder / STATE).read_bytes())
+
+
+def published(folder: Path, name: str = "Golden") -> PublishedLibrary:
+    """Publish a folder and return its library."""
+    publish_directory(folder, name)
+    return recorded(folder)
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -111,8 +127,101 @@ def test_an_unchanged_second_run_writes_nothing_and_opens_no_content(folder: Pat
     assert content == []
 
 
-def test_only_a_changed_file_is_read_again_and_only_its_item_grows(folder: Path) -> None:
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Is added to when `clr publish` looks at every item."""
+    found: list[str] = []
+    real = catalogue.write
+
+    def write(*arguments: Any) -> Any:
+        found.append("looked")
+        return real(*arguments)
+
+    monkeypatch.setattr(catalogue, "write", write)
+    return found
+
+
+def test_an_unchanged_second_run_says_what_the_first_one_said_without_a_look_at_the_items(
+    folder: Path, looks: list[str]
+) -> None:
+    (folder / "ovas").mkdir()
+    for name in ("one", "two"):
+        pack_ova(fake_template(folder / "photon", name=name, disk_bytes=2000).parent, folder / "ovas" / f"{name}.ova")
+    shutil.rmtree(folder / "photon")
     first = publish(folder)
+    assert first.changed
+    assert first.warnings
+    second = publish(folder)
+    assert second == dataclasses.replace(first, changed=False)
+    assert looks == ["looked"]
+
+
+def unlike(path: Path) -> None:
+    """Change a manifest so that it says something else in as many bytes, at the same time."""
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def same_size_and_time(path: Path) -> None:
+    """Put another file of the same size and time into a file's place."""
+    before = path.stat()
+    replace(path, bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a template was added": lambda folder: fake_template(folder / "more", disk_bytes=2000),
+    "a file was added": lambda folder: (folder / "photon" / "more").touch(),
+    "a file is gone": lambda folder: (folder / "tools.iso").unlink(),
+    "a file was touched": lambda folder: os.utime(folder / "tools.iso", (1, 1)),
+    "a file became longer": lambda folder: replace(folder / "tools.iso", b"tools and more"),
+    "a file was replaced": lambda folder: same_size_and_time(folder / "tools.iso"),
+    "a file has another name": lambda folder: (folder / "tools.iso").rename(folder / "tool.iso"),
+    "lib.json was changed": lambda folder: unlike(folder / "lib.json"),
+    "items.json was changed": lambda folder: unlike(folder / "items.json"),
+    "an item.json was changed": lambda folder: unlike(folder / "photon" / "item.json"),
+    "an item.json is gone": lambda folder: (folder / "photon" / "item.json").unlink(),
+    "a single file's item.json was changed": lambda folder: unlike(next((folder / "_items").glob("*/*/item.json"))),
+    "the record was changed": lambda folder: unlike(folder / STATE),
+    "the record is gone": lambda folder: (folder / STATE).unlink(),
+    "the note was changed": lambda folder: unlike(folder / SETTLED),
+    "the note is gone": lambda folder: (folder / SETTLED).unlink(),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_run_looks_at_every_item_and_says_what_is_there_again_when(folder: Path, looks: list[str], what: str) -> None:
+    publish(folder)
+    CHANGES[what](folder)
+    publish(folder)
+    assert len(looks) == 2
+    shown = {file["hrefs"][0] for item in read(folder).values() for file in item["files"]}
+    files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"}
+    assert {Path(unquote(href)) for href in shown} == files
+    publish(folder)
+    assert len(looks) == 2
+
+
+def test_a_run_looks_at_every_item_again_under_another_name_or_by_another_release(
+    folder: Path, looks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(folder)
+    assert publish_directory(folder, "Silver").changed
+    monkeypatch.setattr(settled, "__version__", "1000.0.0")
+    assert not publish_directory(folder, "Silver").changed
+    assert len(looks) == 3
+
+
+def test_what_is_held_is_said_by_every_run(folder: Path, looks: list[str]) -> None:
+    next((folder / "photon").glob("*.vmdk")).unlink()
+    for _ in range(3):
+        assert [held.key for held in publish(folder).held] == ["photon"]
+    assert len(looks) == 3
+
+
+def test_only_a_changed_file_is_read_again_and_only_its_item_grows(folder: Path) -> None:
+    first = published(folder)
     fake_template(folder / "photon", disk_bytes=2000, revision=1)
     os.utime(folder / "photon" / "photon.ovf", (2_000_000_000, 2_000_000_000))
     opened = opened_by(lambda: publish(folder))
@@ -121,20 +230,20 @@ def test_only_a_changed_file_is_read_again_and_only_its_item_grows(folder: Path)
     assert {item["version"] for name, item in items.items() if name != "photon"} == {"1"}
     assert items["photon"]["version"] == "2"
     assert version(folder) == 2
-    assert {item["id"] for item in items.values()} == {item.id for item in first.library.items}
+    assert {item["id"] for item in items.values()} == {item.id for item in first.items}
 
 
 def test_the_data_is_referenced_only_once_it_is_there_lib_json_comes_last(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    real = directory.replace_file
+    real = catalogue.replace_file
 
     def record(path: Path, data: bytes) -> None:
         order.append(path.name)
         real(path, data)
 
-    monkeypatch.setattr(directory, "replace_file", record)
+    monkeypatch.setattr(catalogue, "replace_file", record)
     publish(folder)
     assert order == ["item.json"] * 5 + ["items.json", STATE, "lib.json"]
 
@@ -142,8 +251,8 @@ def test_the_data_is_referenced_only_once_it_is_there_lib_json_comes_last(
 def test_a_run_that_dies_at_any_write_is_finished_by_the_next_with_the_same_ids(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = {item.key: item.id for item in publish(folder).library.items}
-    real = directory.replace_file
+    ids = {item.key: item.id for item in published(folder).items}
+    real = catalogue.replace_file
     for fatal in range(1, 6):
         before = version(folder)
         fake_template(folder / "photon", disk_bytes=2000 + fatal)
@@ -157,14 +266,14 @@ def test_a_run_that_dies_at_any_write_is_finished_by_the_next_with_the_same_ids(
             real(path, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(directory, "replace_file", dying)
+            patch.setattr(catalogue, "replace_file", dying)
             if fatal < 5:
                 with pytest.raises(StoreError, match="Make room"):
                     publish(folder)
                 assert version(folder) == before
         publish(folder)
         assert version(folder) > before
-        assert {item.key: item.id for item in publish(folder).library.items} == ids
+        assert {item.key: item.id for item in published(folder).items} == ids
         read(folder)
 
 
@@ -184,16 +293,16 @@ def test_an_item_that_is_gone_leaves_no_manifest_behind(folder: Path) -> None:
 
 
 def test_a_held_item_stays_published_while_its_published_files_are_there(folder: Path) -> None:
-    before = publish(folder)
+    before = published(folder)
     ovf = folder / "photon" / "photon.ovf"
     replace(ovf, ovf.read_bytes().replace(b"</Envelope>", b"</Envelop3>"))
     done = publish(folder)
     assert [held.key for held in done.held] == ["photon"]
     assert "photon" in read(folder)
-    assert done.library == before.library
+    assert recorded(folder) == before
     assert not done.changed
     next((folder / "photon").glob("*.vmdk")).unlink()
-    assert "photon" not in {item.key for item in publish(folder).library.items}
+    assert "photon" not in {item.key for item in published(folder).items}
 
 
 def test_an_item_that_was_never_whole_is_held_and_the_others_are_published(folder: Path) -> None:
@@ -271,9 +380,9 @@ def make_vcsp(folder: Path) -> dict[str, str]:
 
 def test_manifests_of_make_vcsp_are_adopted_ids_stay_and_versions_grow(folder: Path) -> None:
     ids = make_vcsp(folder)
-    done = publish(folder)
+    publish(folder)
     items = read(folder)
-    assert done.library.id == ids[""]
+    assert recorded(folder).id == ids[""]
     assert {name: items[name]["id"] for name in ("photon", "web")} == {name: ids[name] for name in ("photon", "web")}
     assert int(items["photon"]["version"]) > 7
     assert version(folder) > 23
@@ -282,19 +391,19 @@ def test_manifests_of_make_vcsp_are_adopted_ids_stay_and_versions_grow(folder: P
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 99}'])
 def test_a_damaged_record_is_made_up_from_the_manifests(folder: Path, damage: bytes) -> None:
-    before = publish(folder).library
+    before = published(folder)
     (folder / STATE).write_bytes(damage)
-    after = publish(folder).library
+    after = published(folder)
     assert after.id == before.id
     assert {item.key: item.id for item in after.items} == {item.key: item.id for item in before.items}
     assert after.version > before.version
 
 
 def test_a_lost_record_and_a_truncated_list_are_made_up_from_the_items_own_manifests(folder: Path) -> None:
-    before = publish(folder).library
+    before = published(folder)
     (folder / STATE).unlink()
     (folder / "items.json").write_bytes((folder / "items.json").read_bytes()[:300])
-    after = publish(folder).library
+    after = published(folder)
     assert {item.id for item in after.items} == {item.id for item in before.items}
 
 
@@ -318,12 +427,12 @@ def test_an_old_record_from_a_backup_takes_no_version_back(folder: Path) -> None
     old = (folder / STATE).read_bytes()
     for revision in range(1, 4):
         fake_template(folder / "photon", disk_bytes=2000, revision=revision)
-        published = publish(folder).library
+        newest = published(folder)
     (folder / STATE).write_bytes(old)
     fake_template(folder / "photon", disk_bytes=2000)
-    after = publish(folder).library
-    assert after.version > published.version
-    photon, earlier = (next(item for item in lib.items if item.key == "photon") for lib in (after, published))
+    after = published(folder)
+    assert after.version > newest.version
+    photon, earlier = (next(item for item in lib.items if item.key == "photon") for lib in (after, newest))
     assert photon.version > earlier.version
     assert photon.etag > earlier.etag
     assert all(file.generation_num > earlier.etag for file in photon.files)
@@ -333,16 +442,16 @@ def test_an_old_record_that_knows_an_item_removed_since_grows_the_library(folder
     publish(folder)
     old = (folder / STATE).read_bytes()
     (folder / "tools.iso").rename(folder / "isos" / "kept.bak")
-    removed = publish(folder).library
+    removed = published(folder)
     (folder / "isos" / "kept.bak").rename(folder / "tools.iso")
     (folder / STATE).write_bytes(old)
-    assert publish(folder).library.version > removed.version
+    assert published(folder).version > removed.version
     assert "tools.iso" in read(folder)
 
 
 def test_a_new_name_of_the_library_grows_its_version_only(folder: Path) -> None:
-    first = publish(folder).library
-    second = publish_directory(folder, "Silver").library
+    first = published(folder)
+    second = published(folder, "Silver")
     assert (second.name, second.id, second.version) == ("Silver", first.id, first.version + 1)
     assert second.items == first.items
 
@@ -369,12 +478,12 @@ def test_nothing_but_our_files_is_added(folder: Path) -> None:
     before = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     publish(folder)
     after = {path.relative_to(folder).as_posix() for path in folder.rglob("*")} - before
-    ours = {"lib.json", "items.json", STATE, DIGESTS, "photon/item.json", "lab/web/item.json"}
+    ours = {"lib.json", "items.json", STATE, DIGESTS, SETTLED, "photon/item.json", "lab/web/item.json"}
     assert {path for path in after if not path.startswith("_items")} == ours
 
 
 def test_an_empty_directory_is_an_empty_library(tmp_path: Path) -> None:
-    assert publish(tmp_path).library.items == ()
+    assert published(tmp_path).items == ()
     assert read(tmp_path) == {}
 
 

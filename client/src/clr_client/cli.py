@@ -1,8 +1,10 @@
-"""The `clr` command. Each subcommand reads the settings and calls one function."""
+"""The `clr` command. Each subcommand reads the settings and calls one function.
+
+What only some of them need is imported there: it would cost the others more time than their work.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import logging
@@ -16,13 +18,10 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from clr_client import __version__, settings
+from clr_client import __version__
 from clr_client.errors import ClrError
-from clr_client.lock import running_since
 from clr_client.reporting import logs
 from clr_client.reporting.progress import Bar, Observer, bar
-from clr_client.reporting.status import PARTIAL
-from clr_client.store import Store
 from clr_client.text import printable, size
 from clr_client.values import Label
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from clr_client.plan import Plan
     from clr_client.settings import Settings
+    from clr_client.store import Store
 
 PARTIAL_EXIT = 6
 PROBLEMS_EXIT = 4
@@ -65,6 +65,8 @@ def main() -> None:
 
 
 def _settings() -> Settings:
+    from clr_client import settings
+
     loaded, warnings = settings.load(os.environ)
     for warning in warnings:
         click.echo(f"clr: warning: {printable(warning)}", err=True)
@@ -73,6 +75,8 @@ def _settings() -> Settings:
 
 def _working() -> Settings:
     """Read the settings for a command that does work: what it does is logged."""
+    from clr_client import settings
+
     loaded, warnings = settings.load(os.environ)
     logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
     for warning in warnings:
@@ -82,6 +86,8 @@ def _working() -> Settings:
 
 def _answering() -> tuple[Settings, Store]:
     """Read the settings for a command that answers a question: standard output is for the answer alone."""
+    from clr_client.store import Store
+
     loaded = _settings()
     logs.configure(loaded.tz, level="warning", stream=sys.stderr)
     return loaded, Store(loaded.clr_library_dir)
@@ -89,6 +95,8 @@ def _answering() -> tuple[Settings, Store]:
 
 def _finish(work: Coroutine[Any, Any, Result]) -> Result:
     """Run to the end, or until a signal: then children are ended, what arrived is kept, and the exit code tells."""
+    import asyncio
+
     signalled: list[signal.Signals] = []
 
     async def stoppable() -> Result:
@@ -113,6 +121,8 @@ def _finish(work: Coroutine[Any, Any, Result]) -> Result:
 @main.command()
 def run() -> NoReturn:
     """Serve at once, sync now, then sync on schedule: the container's process."""
+    import asyncio
+
     from clr_client import daemon
 
     sys.exit(asyncio.run(daemon.run(_working())))
@@ -129,6 +139,7 @@ def sync(allow_deletes: bool) -> NoReturn:
 
     Example: docker exec clr-client clr sync
     """
+    from clr_client.reporting.status import PARTIAL
     from clr_client.sync import synchronise
 
     terminal = sys.stdout.isatty()
@@ -188,9 +199,8 @@ def publish(folder: Path, name: str) -> NoReturn:
     logs.configure(ZoneInfo("UTC"), level="warning", stream=sys.stderr)
     with bar("reading") as advance:
         done = publish_directory(folder, name, advance)
-    library = done.library
     state = "written" if done.changed else "unchanged"
-    click.echo(f"{library.name}: version {library.version}, {len(library.items)} items; manifests {state}")
+    click.echo(f"{done.name}: version {done.version}, {done.items} items; manifests {state}")
     for warning in done.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
     for held in done.held:
@@ -263,6 +273,7 @@ def _password(file: Path) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print status.json.")
 def status(as_json: bool) -> None:
     """Show the last runs, what is published, and what is held and why."""
+    from clr_client.lock import running_since
     from clr_client.reporting import overview
     from clr_client.sync import describe_library
 

@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
-import logging
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
-from clr_client.content.digests import DigestCache
-from clr_client.content.items import group, scan
-from clr_client.content.verify import verify
-from clr_client.disk import remove, replace_file, unusable
-from clr_client.errors import HeldError, LockedError, ManifestError, StoreError
-from clr_client.publishing import content_of, select
-from clr_client.reporting.status import Held
-from clr_client.vcsp import record
-from clr_client.vcsp.build import next_library
-from clr_client.vcsp.manifests import manifests, self_path
-from clr_client.vcsp.model import ADOPTED
+from clr_client import settled
+from clr_client.disk import unusable
+from clr_client.errors import LockedError, StoreError
+from clr_client.settled import Settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from clr_client.vcsp.model import ItemContent, PublishedItem, PublishedLibrary
-
-log = logging.getLogger("clr.publish")
+    from clr_client.reporting.status import Held
 
 OnProgress: TypeAlias = "Callable[[int, int], object]"
 
-STATE = ".clr-state.json"
-DIGESTS = ".clr-digests.json"
+SETTLED = ".clr-settled.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What `clr publish` did: the library as it is now, whether its manifests changed, what is held, and warnings."""
+    """What `clr publish` did: the library's name and version, how many items it has, whether its manifests changed,
+    what is held, and warnings.
+    """
 
-    library: PublishedLibrary
-    changed: bool
-    held: tuple[Held, ...]
-    warnings: tuple[str, ...]
+    name: str
+    version: int
+    items: int
+    changed: bool = False
+    held: tuple[Held, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def publish_directory(folder: Path, name: str, on_progress: OnProgress = lambda _done, _total: None) -> Published:
@@ -74,6 +65,43 @@ def publish_directory(folder: Path, name: str, on_progress: OnProgress = lambda 
         raise unusable(folder, error, "the folder") from error
 
 
+def _publish(folder: Path, name: str, on_progress: OnProgress) -> Published:
+    templates = settled.folder_digest(folder, name)
+    note = settled.load(folder / SETTLED)
+    if note is not None and note.source == templates and note.here == _digest_of(folder, note.library["files"]):
+        known = note.library
+        return Published(known["name"], known["version"], known["items"], warnings=tuple(known["warnings"]))
+
+    from clr_client import catalogue  # much to load, and of no use while nothing changes
+
+    done = catalogue.write(folder, name, on_progress)
+    library = done.library
+    published = Published(library.name, library.version, len(library.items), done.changed, done.held, done.warnings)
+    if templates and not done.held:
+        described = {
+            "name": published.name,
+            "version": published.version,
+            "items": published.items,
+            "warnings": list(done.warnings),
+            "files": list(done.texts),
+        }
+        settled.save(folder / SETTLED, Settled(templates, settled.contents_digest(done.texts.items()), described))
+    return published
+
+
+def _digest_of(folder: Path, files: Iterable[str]) -> str:
+    """Return a digest of what lies in a folder under these names, empty if one cannot be read."""
+    try:
+        return settled.contents_digest((file, _content(f"{folder}/{file}")) for file in files)
+    except OSError:
+        return ""
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123 - one of very many
+        return file.read()
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -84,132 +112,3 @@ def _locked(folder: Path) -> Iterator[None]:
         raise LockedError(f"another process publishes {folder} just now") from None
     finally:
         os.close(handle)
-
-
-def _publish(folder: Path, name: str, on_progress: OnProgress) -> Published:
-    previous = _previous(folder)
-    here = {item.key: item for item in previous.items} if previous else {}
-    contents, held, warnings = _contents(folder, on_progress)
-    stays = [entry.key for entry in held if entry.key in here and _is_there(folder, here[entry.key])]
-    selection = select(previous, contents, stays)
-    library = next_library(previous, name, selection.contents, now=datetime.now(UTC), href_style="plain")
-    changed = _write(folder, library)
-    _drop_old_manifests(folder, here.values(), library)
-    return Published(library, changed, (*held, *selection.held), tuple(warnings))
-
-
-def _previous(folder: Path) -> PublishedLibrary | None:
-    state, lib, items = folder / STATE, folder / "lib.json", folder / "items.json"
-    known: PublishedLibrary | None = None
-    if state.is_file():
-        try:
-            known = record.load(state.read_bytes())
-        except ManifestError as error:
-            log.warning("%s: %s; ids and versions are taken from lib.json and items.json", state, error)
-    if not lib.is_file():
-        return known
-    found = _item_manifests(folder) if known is None else ()
-    try:
-        published = record.adopt(lib.read_bytes(), items.read_bytes() if items.is_file() else None, found)
-    except ManifestError as error:
-        if known is None:
-            raise ManifestError(
-                f"{lib}: {error}", "Restore it from a backup, or remove it: then the library gets a new id"
-            ) from error
-        return known
-    return published if known is None else _raised(known, published)
-
-
-def _item_manifests(folder: Path) -> Iterator[bytes]:
-    """Yield the item.json files of the items there are, for when the list of items is damaged."""
-    places = {folder / item.key / "item.json" for item in group(scan(folder))}
-    for path in sorted(places | set((folder / "_items").glob("*/*/item.json"))):
-        if path.is_file():
-            yield path.read_bytes()
-
-
-def _raised(known: PublishedLibrary, published: PublishedLibrary) -> PublishedLibrary:
-    """Return our record, above what is published: an older record must not take versions back."""
-    if known.id.lower() != published.id.lower():
-        return known
-    newer = {item.id.lower(): item for item in published.items}
-    items = []
-    for item in known.items:
-        seen = newer.get(item.id.lower(), item)
-        if seen.version > item.version:
-            item = dataclasses.replace(
-                item,
-                version=seen.version,
-                content_version=max(item.content_version, seen.content_version),
-                etag=max(item.etag, seen.etag),
-                files=tuple(dataclasses.replace(file, digest="") for file in item.files),
-            )
-        items.append(item)
-    if published.version <= known.version:
-        return dataclasses.replace(known, items=tuple(items))
-    return dataclasses.replace(known, version=published.version, href_style=ADOPTED, items=tuple(items))
-
-
-def _contents(folder: Path, on_progress: OnProgress) -> tuple[dict[str, ItemContent], list[Held], list[str]]:
-    digests = DigestCache.load(folder / DIGESTS)
-    contents: dict[str, ItemContent] = {}
-    held: list[Held] = []
-    warnings: list[str] = []
-    items = group(scan(folder))
-    total = sum(file.size for item in items for file in item.files)
-    done = 0
-    for item in items:
-        try:
-            found = verify(item, folder, digests, unpack=False)
-        except HeldError as error:
-            held.append(Held(item.key, error.message))
-        else:
-            contents[item.key] = content_of(found, item)
-            warnings += [f"{item.key}: {warning}" for warning in found.warnings]
-        done += sum(file.size for file in item.files)
-        on_progress(done, total)
-    digests.save(folder / DIGESTS)
-    return contents, held, warnings
-
-
-def _is_there(folder: Path, item: PublishedItem) -> bool:
-    """Whether a held item's published files still lie there unchanged in size: only then can it stay published."""
-    base = folder / (item.key.rpartition("/")[0] if item.key_is_file else item.key)
-    try:
-        return all((base / file.name).stat().st_size == file.size for file in item.files)
-    except OSError:
-        return False
-
-
-def _write(folder: Path, library: PublishedLibrary) -> bool:
-    texts = manifests(library)
-    changed = False
-    for item in library.items:
-        place = folder / self_path(library, item)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        changed |= _replace(place, texts.item[item.id])
-    changed |= _replace(folder / "items.json", texts.items)
-    changed |= _replace(folder / STATE, record.dump(library))
-    changed |= _replace(folder / "lib.json", texts.lib)
-    return changed
-
-
-def _drop_old_manifests(folder: Path, before: Iterable[PublishedItem], library: PublishedLibrary) -> None:
-    """Remove the manifests of items that are gone, and of single-file items' earlier versions."""
-    current = {folder / self_path(library, item) for item in library.items}
-    for manifest in (folder / item.key / "item.json" for item in before if not item.key_is_file):
-        if manifest not in current:
-            manifest.unlink(missing_ok=True)
-    for manifest in (folder / "_items").glob("*/*/item.json"):
-        if manifest not in current:
-            remove(manifest.parent)
-            with suppress(OSError):
-                manifest.parent.parent.rmdir()
-
-
-def _replace(path: Path, data: bytes) -> bool:
-    """Replace a file unless it holds ``data`` already; whether it did."""
-    if path.is_file() and path.read_bytes() == data:
-        return False
-    replace_file(path, data)
-    return True

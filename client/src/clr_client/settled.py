@@ -1,9 +1,12 @@
-"""Whether a sync can have anything to do: not while all that it goes by is what a sync with nothing to do went by.
+"""Whether there can be anything to do: not while all that decides about it is as it was when nothing was left to do.
 
-Such a sync leaves a note on the volume, ``settled.json``: a digest of what the server listed, and one of everything
-here, taken *before* it looked at anything itself. While both come out the same, a sync would find nothing to do again,
-so it need not read records, plan, verify every item and compute all manifests to find that out. Whatever differs, no
-matter what or why, leads to a whole sync.
+A sync that had nothing to do leaves a note on the volume, ``settled.json``: a digest of what the server listed, and one
+of everything here, taken *before* it looked at anything itself. While both come out the same, a sync would find nothing
+to do again, so it need not read records, plan, verify every item and compute all manifests to find that out. Whatever
+differs, no matter what or why, leads to a whole sync.
+
+`clr publish` leaves such a note, too: a digest of the templates, taken before it read them, and one of all that it
+wrote.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from clr_client import __version__
 from clr_client.disk import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from clr_client.settings import Settings
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("clr.sync")
 
 FORMAT = "content-library-rsync settled 1"
-MANIFESTS = ("lib.json", "items.json", ".state.json")
+MANIFESTS = frozenset({"lib.json", "items.json", "item.json"})
+READ = ("lib.json", "items.json", ".state.json")
 """What a sync reads of the published generation, to see whether readers find what is recorded."""
 CHANGING = frozenset({"status.json", "progress.json", "settled.json", "known_hosts"})
 """Files of the volume that no decision of a sync depends on."""
@@ -40,10 +44,10 @@ CHANGING = frozenset({"status.json", "progress.json", "settled.json", "known_hos
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a sync with nothing to do went by, and a description of the library that it left as it was."""
+    """Digests of what there was to publish and of what is here, and a description of the library."""
 
     source: str
-    volume: str
+    here: str
     library: dict[str, Any]
 
 
@@ -80,11 +84,12 @@ def _chosen(settings: Settings) -> Iterator[str]:
 
 def _on_the_volume(store: Store, number: int) -> Iterator[str]:
     yield from sorted(set(os.listdir(store.root)) - CHANGING)
-    yield from _below(str(store.mirror))
+    for entry in _below(str(store.mirror)):  # the times of folders change with ours
+        yield entry.path if entry.is_dir(follow_symlinks=False) else _status(entry)
     yield from _within(str(store.items))
-    yield from (_status(str(path)) for path in (store.generations, store.digests))
-    yield from (_status(f"{store.generations}/{kept}/.state.json") for kept in store.generation_numbers())
-    for name in MANIFESTS:
+    records = (store.generations / str(kept) / ".state.json" for kept in store.generation_numbers())
+    yield from (_described(path, path.lstat()) for path in (store.generations, store.digests, *records))
+    for name in READ:
         yield hashlib.sha256((store.generations / str(number) / name).read_bytes()).hexdigest()
     with suppress(FileNotFoundError):
         yield from sorted(os.listdir(store.damaged))
@@ -92,29 +97,50 @@ def _on_the_volume(store: Store, number: int) -> Iterator[str]:
         yield store.unconfirmed.read_text(encoding="utf-8", errors="replace")
 
 
-def _below(folder: str) -> Iterator[str]:
-    """Describe everything in a folder and in those below it, without following links."""
+def folder_digest(folder: Path, name: str) -> str:
+    """Return a digest of what `clr publish` goes by: its release, the library's name, and the templates in a folder.
+
+    It is empty when they cannot be looked at.
+    """
+    try:
+        files = (entry for entry in _below(str(folder), _is_no_template) if not entry.is_dir(follow_symlinks=False))
+        return _digest((FORMAT, __version__, name, *map(_status, files)))
+    except OSError:
+        return ""
+
+
+def _is_no_template(name: str) -> bool:
+    return name.startswith(".") or name.lower() in MANIFESTS
+
+
+def contents_digest(contents: Iterable[tuple[str, bytes]]) -> str:
+    """Return a digest of files by path, in their order."""
+    return _digest(f"{path}\0{hashlib.sha256(content).hexdigest()}" for path, content in contents)
+
+
+def _below(folder: str, left_out: Callable[[str], bool] = lambda _: False) -> Iterator[os.DirEntry[str]]:
+    """Yield everything in a folder and in those below it, without following links."""
     pending = [folder]
     while pending:
         with os.scandir(pending.pop()) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                yield _described(entry.path, entry.stat(follow_symlinks=False))
+                if not left_out(entry.name):
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    yield entry
 
 
 def _within(folder: str) -> Iterator[str]:
     """Describe what lies directly in a folder; the time of a folder tells whether anything in it has changed."""
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            yield _described(entry.path, entry.stat(follow_symlinks=False))
+        yield from map(_status, sorted(entries, key=lambda entry: entry.name))
 
 
-def _status(path: str) -> str:
-    return _described(path, os.lstat(path))
+def _status(entry: os.DirEntry[str]) -> str:
+    return _described(entry.path, entry.stat(follow_symlinks=False))
 
 
-def _described(path: str, info: os.stat_result) -> str:
+def _described(path: str | Path, info: os.stat_result) -> str:
     return f"{path}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ino}"
 
 
@@ -141,4 +167,4 @@ def save(path: Path, settled: Settled) -> None:
     try:
         replace_file(path, hashlib.sha256(body).hexdigest().encode("ascii") + b"\n" + body)
     except OSError as error:
-        log.warning("the next sync of an unchanged library will look at every item again: %s", error)
+        log.warning("the next run will look at every item again, also if nothing changes: %s", error)

@@ -83,7 +83,7 @@ async def _sync(
         if note is not None:
             await servers.ask_early()
         volume = await to_end(lambda: settled.volume_digest(store, settings))
-        if note is not None and note.volume == volume and (answer := await servers.early()):
+        if note is not None and note.here == volume and (answer := await servers.early()):
             peer, listing = answer
             if note.source == settled.source_digest(peer, listing):
                 log.info("nothing has changed at %s or here since a sync that had nothing to do", peer)

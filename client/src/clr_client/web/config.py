@@ -78,13 +78,15 @@ def configuration(settings: Settings, *, password_hash: str = "", pair: Pair | N
 
 
 def _http(settings: Settings, library: list[Route], pair: Pair | None, *, debug: bool) -> dict[str, Any]:
-    def server(port: int, routes: list[Route], protocols: list[str]) -> dict[str, Any]:
+    def server(port: int, routes: list[Route]) -> dict[str, Any]:
         return {
             "listen": [f":{port}"],
             "routes": routes,
             "errors": {"routes": [_errors()]},
             "automatic_https": {"disable": True},
-            "protocols": protocols,
+            # HTTP/2 comes with TLS only. But where it is not allowed, Caddy 2.11 wraps each connection to keep it out,
+            # and then sends files by reading and writing them instead of by sendfile(2).
+            "protocols": ["h1", "h2"],
             # No limit on reading or writing a whole request: a disk takes as long as the line needs.
             "read_header_timeout": HEADER_TIMEOUT,
             "idle_timeout": "2m",
@@ -95,16 +97,16 @@ def _http(settings: Settings, library: list[Route], pair: Pair | None, *, debug:
     # No grace_period: it would also cut downloads when a configuration is replaced. Stopping has a deadline of its own.
     http: dict[str, Any] = {"http_port": settings.http_port, "https_port": settings.https_port}
     if not settings.tls_name:
-        http["servers"] = {"library": server(settings.http_port, library, ["h1"])}
+        http["servers"] = {"library": server(settings.http_port, library)}
     elif settings.tls_custom_cert and pair is None:
-        http["servers"] = {"closed": server(settings.http_port, _closed(), ["h1"])}
+        http["servers"] = {"closed": server(settings.http_port, _closed())}
     else:
         policy: dict[str, Any] = {"default_sni": settings.tls_name}
         if settings.tls_custom_cert:
             policy = {"certificate_selection": {"any_tag": ["site"]}}
-        https = server(settings.https_port, library, ["h1", "h2"])
+        https = server(settings.https_port, library)
         https["tls_connection_policies"] = [policy]
-        http["servers"] = {"redirect": server(settings.http_port, _redirect(settings), ["h1"]), "library": https}
+        http["servers"] = {"redirect": server(settings.http_port, _redirect(settings)), "library": https}
     return http
 
 
@@ -141,15 +143,15 @@ def _library(settings: Settings, password_hash: str) -> list[Route]:
             "handle": [_error(404)],
             "terminal": True,
         },
+        # First what is asked for most: Caddy 2.11 looks at the disk for the matchers below, whatever the path is
+        {
+            "match": [{"path": ITEM_TREES}],
+            "handle": [{"handler": "subroute", "routes": [*_kinds(), {"handle": [_files()]}]}],
+            "terminal": True,
+        },
         _not_published(),
         *(_listing() if settings.library_browse else []),
-        # Caddy 2.11 serves a file under its name with a slash as well
-        {"match": [{"path": ["*/"]}], "handle": [_error(404)], "terminal": True},
-        {"handle": [_set({"Content-Type": ["application/octet-stream"], "Content-Security-Policy": [SANDBOX]})]},
-        *(
-            {"match": [{"path": suffixes}], "handle": [_set({"Content-Type": [type_]})]}
-            for type_, suffixes in TYPES.items()
-        ),
+        *_kinds(),
         {
             "match": [{"path": MANIFESTS}],
             # Caddy 2.6 tells two manifests of one second and one size apart by nothing, so they are always sent whole:
@@ -167,7 +169,6 @@ def _library(settings: Settings, password_hash: str) -> list[Route]:
             ],
             "terminal": True,
         },
-        {"match": [{"path": ITEM_TREES}], "handle": [_files()], "terminal": True},
         # Under a readable name the next version may be the older file, which If-Modified-Since takes for the same.
         {
             "handle": [
@@ -193,6 +194,19 @@ def _hygiene() -> list[Route]:
             "handle": [_text(405, "Only GET and HEAD are served here.", {"Allow": ["GET, HEAD"]})],
             "terminal": True,
         },
+    ]
+
+
+def _kinds() -> list[Route]:
+    """What a browser is to make of a file, by its name; and that a name with a slash at its end is none."""
+    return [
+        # Caddy 2.11 serves a file under its name with a slash as well
+        {"match": [{"path": ["*/"]}], "handle": [_error(404)], "terminal": True},
+        {"handle": [_set({"Content-Type": ["application/octet-stream"], "Content-Security-Policy": [SANDBOX]})]},
+        *(
+            {"match": [{"path": suffixes}], "handle": [_set({"Content-Type": [type_]})]}
+            for type_, suffixes in TYPES.items()
+        ),
     ]
 
 
@@ -271,8 +285,8 @@ def _listing() -> list[Route]:
 
 
 def _folder() -> dict[str, Any]:
-    """Match a folder that people may look into. The slash asks for folders only."""
-    return {"not": [{"path": ITEM_TREES}], "file": {"root": ROOT, "try_files": ["{http.request.uri.path}/"]}}
+    """Match a folder. The slash asks for folders only."""
+    return {"file": {"root": ROOT, "try_files": ["{http.request.uri.path}/"]}}
 
 
 def _redirect(settings: Settings) -> list[Route]:
