@@ -381,3 +381,24 @@ def test_any_environment_gives_settings_or_one_printable_line(environment: dict[
 
 def test_the_dot_at_the_end_of_a_complete_host_name_is_left_out() -> None:
     assert load({"TLS_NAME": "library.example.com."})[0].tls_name == "library.example.com"
+
+
+def test_a_survey_says_everything_that_is_wrong_and_keeps_what_can_be_used() -> None:
+    found = settings.survey(
+        {"SYNC_PEER": "a", "SYNC_PORT": "ssh", "SYNC_SCHEDULE": "often", "TLS_INTERNAL": "true", "SYNC_PERR": "b"}
+    )
+    told = "\n".join(map(str, found.errors))
+    assert len(found.errors) == 3
+    assert "SYNC_PORT='ssh'" in told and "SYNC_SCHEDULE='often'" in told and "TLS_NAME" in told
+    assert found.settings.sync_peer == (("a", None),)
+    assert {"sync_port", "sync_schedule"} <= found.broken
+    with pytest.raises(AttributeError, match="sync_port"):
+        _ = found.settings.peers
+    assert "did you mean SYNC_PEER?" in found.warnings[0]
+
+
+def test_a_survey_of_good_settings_is_what_load_returns() -> None:
+    environ = {"SYNC_PEER": "a", "TLS_NAME": "x.example"}
+    found = settings.survey(environ)
+    assert (found.settings, list(found.warnings)) == load(environ)
+    assert (found.errors, found.broken) == ((), frozenset())

@@ -6,8 +6,10 @@ the same table.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,7 @@ from clr_client.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from datetime import timedelta
     from zoneinfo import ZoneInfo
 
@@ -199,6 +201,18 @@ class Settings:
     )
     http_port: int = _setting(Whole(1, 65535), "80", "Port for HTTP inside the container.", group="TLS")
     https_port: int = _setting(Whole(1, 65535), "443", "Port for HTTPS inside the container.", group="TLS")
+    metrics_port: int = _setting(
+        Whole(0, 65535),
+        "0",
+        "Port that serves nothing but `/metrics` and `/healthz`, over HTTP and without a password. 0: none.",
+        group="Status",
+    )
+    site_name: str = _setting(
+        Label(0, 80),
+        "",
+        "Name of this site on its page, in status and messages. Empty: TLS_NAME, or else the host's name.",
+        group="Status",
+    )
     log_format: str = _setting(OneOf("text", "json"), "text", "Form of log lines.", group="Logs")
     log_level: str = _setting(OneOf("debug", "info", "warning", "error"), "info", "Least level logged.", group="Logs")
     clr_library_dir: Path = _setting(Folder(), "/syncer/library", "The library volume.", group="Folders")
@@ -206,6 +220,11 @@ class Settings:
     clr_certs_dir: Path = _setting(Folder(), "/etc/caddycerts", "Folder with cert.pem and key.pem.", group="Folders")
     clr_data_dir: Path = _setting(Folder(), "/data", "Caddy's data: certificates it obtained, its CA.", group="Folders")
     clr_run_dir: Path = _setting(Folder(), "/run/clr", "Sockets and files of the running process.", group="Folders")
+
+    @property
+    def site(self) -> str:
+        """How this site is called where people or monitors see it."""
+        return self.site_name or self.tls_name or socket.gethostname()
 
     @property
     def peers(self) -> tuple[Peer, ...]:
@@ -218,8 +237,22 @@ class Settings:
             raise SettingsError(f"SYNC_PEER is not set; allowed: {Peers.allowed}")
 
 
-PREFIXES = ("SYNC_", "TLS_", "LIBRARY_", "VERIFY_")
+PREFIXES = ("SYNC_", "TLS_", "LIBRARY_", "VERIFY_", "SITE_", "METRICS_")
 ALIASES = {"SYNC_MAX_KBPS": "SYNC_MAX_BW"}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What an environment says, as far as it can be used.
+
+    ``settings`` lacks the fields that are ``broken``: to read one raises AttributeError. ``errors`` tell why, one for
+    each mistake; ``warnings`` are about variables that look misspelt or go by an old name.
+    """
+
+    settings: Settings
+    errors: tuple[SettingsError, ...]
+    broken: frozenset[str]
+    warnings: tuple[str, ...]
 
 
 def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
@@ -228,26 +261,50 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
     :returns: the settings, and warnings about variables that look misspelt or go by an old name.
     :raises SettingsError: the first value that cannot be used: its name, the value and what is allowed.
     """
+    found = survey(environ)
+    if found.errors:
+        raise found.errors[0]
+    return found.settings, list(found.warnings)
+
+
+def survey(environ: Mapping[str, str]) -> Survey:
+    """Read all that can be read of the settings, and say everything that is wrong with them."""
     warnings: list[str] = []
-    values: dict[str, Any] = {}
+    errors: list[SettingsError] = []
+    broken: set[str] = set()
+    settings = object.__new__(Settings)
     for field in dataclasses.fields(Settings):
         variable = field.name.upper()
-        text = _lookup(environ, variable, secret=field.metadata["secret"], warnings=warnings)
-        values[field.name] = _convert(variable, field.metadata, text or field.metadata["default"])
-    settings = Settings(**values)
-    _check_together(settings)
-    return settings, warnings + _misspelt(environ)
+        try:
+            text = _lookup(environ, variable, secret=field.metadata["secret"], warnings=warnings)
+            value = _convert(variable, field.metadata, text or field.metadata["default"])
+        except SettingsError as error:
+            errors.append(error)
+            broken.add(field.name)
+        else:
+            object.__setattr__(settings, field.name, value)
+    for names, text in _conflicts(settings, broken):
+        errors.append(SettingsError(text))
+        broken.update(names)
+    for name in broken:
+        with contextlib.suppress(AttributeError):
+            object.__delattr__(settings, name)
+    return Survey(settings, tuple(errors), frozenset(broken), (*warnings, *_misspelt(environ)))
 
 
-def _check_together(settings: Settings) -> None:
-    if settings.tls_custom_cert and settings.tls_internal:
-        raise SettingsError("TLS_INTERNAL=true and TLS_CUSTOM_CERT=true exclude each other; set one of them")
-    if settings.tls_internal and not settings.tls_name:
-        raise SettingsError("TLS_INTERNAL=true needs TLS_NAME, the name that the certificate is for")
-    if settings.tls_custom_cert and not settings.tls_name:
-        raise SettingsError("TLS_CUSTOM_CERT=true needs TLS_NAME, the name that the certificate is for")
-    if settings.tls_name and settings.http_port == settings.https_port:
-        raise SettingsError(f"HTTP_PORT and HTTPS_PORT are both {settings.http_port}; allowed: two different ports")
+def _conflicts(settings: Settings, broken: Collection[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The fields that exclude each other as they are set, and why."""
+    ways, ports = ("tls_name", "tls_custom_cert", "tls_internal"), ("http_port", "https_port")
+    if not any(name in broken for name in ways):
+        if settings.tls_custom_cert and settings.tls_internal:
+            yield ways, "TLS_INTERNAL=true and TLS_CUSTOM_CERT=true exclude each other; set one of them"
+        if settings.tls_internal and not settings.tls_name:
+            yield ways, "TLS_INTERNAL=true needs TLS_NAME, the name that the certificate is for"
+        if settings.tls_custom_cert and not settings.tls_name:
+            yield ways, "TLS_CUSTOM_CERT=true needs TLS_NAME, the name that the certificate is for"
+    are_known = not any(name in broken for name in ("tls_name", *ports))
+    if are_known and settings.tls_name and settings.http_port == settings.https_port:
+        yield ports, f"HTTP_PORT and HTTPS_PORT are both {settings.http_port}; allowed: two different ports"
 
 
 def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings: list[str]) -> str:
