@@ -40,6 +40,8 @@ missing_packages() {
         e2fsprogs        has mke2fs
         openssl          has openssl
         ca-certificates  [ -e /etc/ssl/certs/ca-certificates.crt ]'
+    [ "$1" != test ] || needed="$needed
+        chromium         has chromium"
     # Only root can mount the small disks of the tests.
     [ "$1" != test ] || [ "$(id -u)" != 0 ] || needed="$needed
         xfsprogs         has mkfs.xfs
