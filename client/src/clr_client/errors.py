@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that can go wrong, in the words that errors, `clr doctor` and the documentation share.
+
+    ``text`` says what happened, ``remedy`` what to do. ``{names}`` in them stand for what only the moment knows.
+    """
+
+    text: str
+    remedy: str = ""
+
+    def told(self, **known: object) -> tuple[str, str]:
+        """Return text and remedy, complete; what an error is made from."""
+        return self.text.format(**known), self.remedy.format(**known)
 
 
 class ClrError(Exception):

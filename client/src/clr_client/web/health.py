@@ -37,10 +37,11 @@ def problems(settings: Settings, status: Path) -> list[str]:
 
     :param status: status.json.
     """
-    return [*_beats(heartbeat(settings)), *_serves(settings), *_syncs(status)]
+    return [*beats(heartbeat(settings)), *_serves(settings), *_syncs(status)]
 
 
-def _beats(file: Path) -> list[str]:
+def beats(file: Path) -> list[str]:
+    """Return what is wrong with `clr run`, judged by its heartbeat alone."""
     try:
         age = abs(time.time() - file.stat().st_mtime)  # a clock that was set back must not hide that it hangs
     except OSError:
