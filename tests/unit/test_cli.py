@@ -290,7 +290,7 @@ def replace_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     )
 
-    async def plan_only(_settings: object) -> Plan:
+    async def plan_only(_settings: object, _advance: object) -> Plan:
         return plan
 
     monkeypatch.setattr("clr_client.sync.plan_only", plan_only)

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from clr_client.reporting import logs, overview, status, verdict
-from clr_client.reporting.progress import Bar, LogLines, Observer, Observers, ProgressFile, bar
+from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
 from clr_client.reporting.status import FAILED, PARTIAL, PAUSED, SUCCESS, Held, Report, Status
 from clr_client.settings import load
 from clr_client.text import printable, size, span
@@ -325,43 +325,6 @@ def test_a_full_volume_costs_the_progress_one_warning(tmp_path: Path, caplog: py
         clock.now += 2
         file.transfer(1, 2, 1.0, None)
     assert len(caplog.records) == 1
-
-
-def test_the_bar_is_shown_on_a_terminal_only(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with bar("verifying") as advance:
-        advance(5, 10)
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with bar("verifying") as advance:
-        advance(5, 10)
-        advance(4, 10)
-        advance(20, 10)
-        advance(0, 0)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "verifying" in shown.err
-    assert "100%" in shown.err
-
-
-def test_the_bar_of_a_sync_survives_stages_changing_totals_and_hostile_names(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    shown = Bar()
-    shown.stage("fetching\x1b[2J")
-    shown.transfer(10, 100, 5.0, "a/\x1b[31mdisk.vmdk")
-    shown.transfer(5, 100, 5.0, None)
-    shown.transfer(300, 200, 5.0, "b")
-    shown.stage("verifying")
-    shown.transfer(0, 0, 0.0, None)
-    shown.finish("x")
-    shown.finish()
-    output = "".join(capsys.readouterr())
-    assert "\x1b[2J" not in output
-    assert "\x1b[31m" not in output
-    assert "disk.vmdk" in output
 
 
 # ---------------------------------------------------------------- status

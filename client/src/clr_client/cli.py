@@ -19,8 +19,7 @@ import click
 from clr_client import __version__, settings
 from clr_client.errors import ClrError
 from clr_client.lock import running_since
-from clr_client.reporting import logs
-from clr_client.reporting.progress import Bar, Observer, bar
+from clr_client.reporting import bar, logs
 from clr_client.reporting.status import PARTIAL
 from clr_client.store import Store
 from clr_client.text import printable, size
@@ -131,10 +130,8 @@ def sync(allow_deletes: bool) -> NoReturn:
     """
     from clr_client.sync import synchronise
 
-    terminal = sys.stdout.isatty()
     loaded = _working()
-    observer: Observer | None = Bar() if terminal else None
-    report = _finish(synchronise(loaded, trigger="hand", allow_deletes=allow_deletes, observer=observer))
+    report = _finish(synchronise(loaded, trigger="hand", allow_deletes=allow_deletes, observer=bar.observer()))
     sys.exit(PARTIAL_EXIT if report.result == PARTIAL else 0)
 
 
@@ -145,7 +142,8 @@ def plan(as_json: bool) -> None:
     from clr_client.sync import plan_only
 
     loaded, _ = _answering()
-    found = _finish(plan_only(loaded))
+    with bar.progress("listing", "files") as advance:
+        found = _finish(plan_only(loaded, advance))
     click.echo(json.dumps(_plan_document(found), indent=2) if as_json else _plan_text(found))
 
 
@@ -186,7 +184,7 @@ def publish(folder: Path, name: str) -> NoReturn:
     from clr_client.directory import publish_directory
 
     logs.configure(ZoneInfo("UTC"), level="warning", stream=sys.stderr)
-    with bar("reading") as advance:
+    with bar.progress("reading") as advance:
         done = publish_directory(folder, name, advance)
     library = done.library
     state = "written" if done.changed else "unchanged"
@@ -233,7 +231,7 @@ def check(
     from clr_client.vcsp.checking import check as read
 
     password = _password(password_file) if password_file else None
-    with bar("reading") as advance:
+    with bar.progress("reading", "bytes" if full else "files") as advance:
         report = read(
             url,
             password=password,
@@ -241,7 +239,7 @@ def check(
             ca_file=ca_file,
             thumbprint=pin,
             wait=wait,
-            on_progress=lambda done, total, _what: advance(done, total),
+            on_progress=advance,
         )
     if thumbprint:
         click.echo(verdict.thumbprints(report))
@@ -305,8 +303,9 @@ def verify(repair: bool) -> NoReturn:
     from clr_client.integrity.verification import verify as read
 
     loaded = _working() if repair else _answering()[0]
-    with bar("verifying") as advance:
-        done = _finish(read(loaded, trigger="hand", repairing=repair, on_progress=advance))
+    with bar.progress("verifying") as advance:
+        observer = bar.observer() if repair else None
+        done = _finish(read(loaded, trigger="hand", repairing=repair, on_progress=advance, observer=observer))
     for damage in done.damaged if not repair else ():  # else the log says it
         click.echo(printable(str(damage)))
     if repair:
@@ -337,7 +336,7 @@ def repack(templates: tuple[Path, ...], compress: bool, drop_cert: bool, dry_run
     for template in templates:
         shown = printable(str(template))
         try:
-            with bar("repacking") as advance:
+            with bar.progress("repacking") as advance:
                 done = rewrite(template, compress=compress, drop_cert=drop_cert, dry_run=dry_run, on_progress=advance)
         except ClrError as error:
             click.echo(f"clr: {shown}: {printable(str(error))}", err=True)

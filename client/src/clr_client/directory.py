@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clr.publish")
 
-OnProgress: TypeAlias = "Callable[[int, int], object]"
+OnProgress: TypeAlias = "Callable[[int, int, str], object]"
 
 STATE = ".clr-state.json"
 DIGESTS = ".clr-digests.json"
@@ -47,13 +47,15 @@ class Published:
     warnings: tuple[str, ...]
 
 
-def publish_directory(folder: Path, name: str, on_progress: OnProgress = lambda _done, _total: None) -> Published:
+def publish_directory(
+    folder: Path, name: str, on_progress: OnProgress = lambda _done, _total, _name: None
+) -> Published:
     """Write lib.json, items.json and each item.json for the templates in ``folder``, reading only what changed.
 
     The data is there already; an item's manifest is written before the list of items, and lib.json last, so that no
     reader meets a reference to what is absent. Manifests of other tools are adopted: ids stay, versions grow.
 
-    :param on_progress: told the bytes looked at so far and the bytes there are.
+    :param on_progress: told the bytes looked at so far, the bytes there are, and the name of the file.
     :raises StoreError: the folder cannot be read or written.
     :raises ManifestError: manifests in it cannot be understood.
     :raises LockedError: another process publishes the same folder.
@@ -158,16 +160,22 @@ def _contents(folder: Path, on_progress: OnProgress) -> tuple[dict[str, ItemCont
     items = group(scan(folder))
     total = sum(file.size for item in items for file in item.files)
     done = 0
+
+    def advance(name: str, count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(done, total, name)
+
     for item in items:
+        before = done
         try:
-            found = verify(item, folder, digests, unpack=False)
+            found = verify(item, folder, digests, unpack=False, on_read=advance)
         except HeldError as error:
             held.append(Held(item.key, error.message))
         else:
             contents[item.key] = content_of(found, item)
             warnings += [f"{item.key}: {warning}" for warning in found.warnings]
-        done += sum(file.size for file in item.files)
-        on_progress(done, total)
+        advance(item.key, before + sum(file.size for file in item.files) - done)
     digests.save(folder / DIGESTS)
     return contents, held, warnings
 

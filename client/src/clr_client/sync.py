@@ -123,16 +123,24 @@ async def open_library(settings: Settings, store: Store, observer: Observer) -> 
     return published
 
 
-async def plan_only(settings: Settings) -> Plan:
+async def plan_only(
+    settings: Settings, on_progress: Callable[[int, int, str], object] = lambda _done, _total, _name: None
+) -> Plan:
     """Return what a sync would do, touching nothing.
 
+    :param on_progress: told how many files have been listed so far, how many there may be (0: unknown), and no name.
     :raises TransportError: no server could be listed.
     """
     settings.require_peer()
     store = Store(settings.clr_library_dir)
     published = store.published() if store.generations.is_dir() else None
     mirror = {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
-    listing = await list_only(settings, store)
+
+    def listed(found: int) -> None:
+        on_progress(found, len(mirror) if found < len(mirror) else 0, "")
+
+    listing = await list_only(settings, store, listed)
+    on_progress(len(listing.files), len(listing.files), "")
     return make_plan(
         listing.files,
         published,

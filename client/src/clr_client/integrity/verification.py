@@ -26,9 +26,9 @@ from clr_client.threads import in_background
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
+    from clr_client.integrity.audit import OnProgress
     from clr_client.settings import Settings
 
 log = logging.getLogger("clr.verify")
@@ -53,7 +53,7 @@ async def verify(
     *,
     trigger: str,
     repairing: bool = True,
-    on_progress: Callable[[int, int], object] = lambda _done, _total: None,
+    on_progress: OnProgress = lambda _done, _total, _name: None,
     free: threading.Event | None = None,
     turn: AbstractAsyncContextManager[object] | None = None,
     observer: Observer | None = None,
@@ -61,7 +61,7 @@ async def verify(
     """Read everything published once, and mend what is damaged.
 
     :param repairing: False only reads and notes; the next sync mends.
-    :param on_progress: told the bytes read so far and the bytes there are, from another thread.
+    :param on_progress: told the bytes read so far, the bytes there are, and the name of the file, from another thread.
     :param free: the reading pauses while this is not set.
     :param turn: held while mending, beside the volume's lock.
     :raises ManifestError: nothing was ever published.
@@ -100,21 +100,19 @@ async def verify(
     return done
 
 
-def _read(
-    store: Store, on_progress: Callable[[int, int], object], free: threading.Event | None, stop: threading.Event
-) -> Reading:
+def _read(store: Store, on_progress: OnProgress, free: threading.Event | None, stop: threading.Event) -> Reading:
     known = {damage.path: damage for damage in noted(store)}
     found: list[Damage] = []
     total = 0
 
-    def advance(done: int, all_of_it: int) -> None:
+    def advance(done: int, all_of_it: int, name: str) -> None:
         nonlocal total
         total = all_of_it
         while free is not None and not free.wait(0.2) and not stop.is_set():
             pass
         if stop.is_set():
             raise _StoppedError
-        on_progress(done, all_of_it)
+        on_progress(done, all_of_it, name)
 
     for damage in audit(store, advance):
         if damage.path not in known:

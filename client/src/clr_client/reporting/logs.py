@@ -13,6 +13,7 @@ import threading
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from clr_client.reporting import bar
 from clr_client.text import printable
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class _Patient(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self.descriptor = descriptor
+        self.above = bar.above if os.isatty(descriptor) else contextlib.nullcontext
         self.lines: queue.Queue[str | None] = queue.Queue(WAITING_LINES)
         self.thread = threading.Thread(target=self._write, name="log", daemon=True)
         self.thread.start()
@@ -83,7 +85,7 @@ class _Patient(logging.Handler):
     def _write(self) -> None:
         while (line := self.lines.get()) is not None:
             rest = line.encode("utf-8", "backslashreplace")
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self.above():
                 while rest:
                     rest = rest[os.write(self.descriptor, rest) :]
 

@@ -43,16 +43,22 @@ class Transfer:
     problems: tuple[str, ...]
 
 
-async def list_source(link: Link) -> Listing:
+async def list_source(link: Link, on_files: Callable[[int], object] = lambda _found: None) -> Listing:
     """List the regular files of the library at the server, without dotfiles.
 
+    :param on_files: told how many files have been listed so far.
     :raises HostKeyError: the server's key is not the one known.
     :raises TransportError: no listing could be had; ``retryable`` if a minute's wait may mend that.
     """
     parser = ListingParser()
+
+    def take(data: bytes) -> None:
+        parser.feed(data)
+        on_files(parser.found)
+
     try:
         async with asyncio.timeout(MAX_SECONDS):
-            ended = await run(list_argv(link), on_output=parser.feed, idle=link.idle_timeout, memory=MAX_MEMORY)
+            ended = await run(list_argv(link), on_output=take, idle=link.idle_timeout, memory=MAX_MEMORY)
     except TimeoutError:
         raise TransportError(f"the server {link.peer} did not end its listing within {MAX_SECONDS:.0f} s") from None
     if ended.code not in (0, *INCOMPLETE):
