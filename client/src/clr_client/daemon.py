@@ -22,8 +22,10 @@ from clr_client.integrity.verification import verify as verify_library
 from clr_client.settings import PREFIXES
 from clr_client.sync import synchronise
 from clr_client.text import span
+from clr_client.watch import Watcher
 from clr_client.web import caddy
 from clr_client.web.health import BEAT, heartbeat
+from clr_client.web.page import Page
 from clr_client.web.site import Site
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from clr_client.reporting.status import Verification
     from clr_client.schedule import Schedule
     from clr_client.settings import Settings
+    from clr_client.watch import Listener
 
 log = logging.getLogger("clr.daemon")
 
@@ -71,6 +74,7 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
     settings.require_peer()
     site = site or Site(settings)
     work = Work(settings, sync)
+    watcher = Watcher(settings, listeners(settings))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -96,10 +100,12 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
     loop.add_signal_handler(signal.SIGUSR1, work.asked.set)
     try:
         await _introduce(settings)
+        await _unless(stopping, watcher.begin())
         await _unless(stopping, site.start())
         tasks = [
             asyncio.create_task(_for_ever(lambda: _beat(settings), "heartbeat")),
             asyncio.create_task(_for_ever(site.watch, "certificate watch")),
+            asyncio.create_task(_for_ever(watcher.go, "watch of the site")),
             asyncio.create_task(_for_ever(work.go, "schedule")),
         ]
         if settings.verify_schedule:
@@ -117,6 +123,11 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
             loop.remove_signal_handler(number)
     log.info("stopped")
     return 0
+
+
+def listeners(settings: Settings) -> list[Listener]:
+    """Return who is told of the site."""
+    return [Page(settings)]
 
 
 class Work:

@@ -66,6 +66,7 @@ class Store:
         self.basis = root / "basis"
         self.status = root / "status.json"
         self.progress = root / "progress.json"
+        self.running = root / "running.json"
         self.known_hosts = root / "known_hosts"
         self.digests = root / "digests.json"
         self.unconfirmed = root / "unconfirmed.json"
@@ -360,7 +361,7 @@ class Store:
         now = moments.now()
         kept = set(numbers[-keep:]) | {current}
         for number, successor in pairwise(numbers):
-            replaced_for = self._published_at(successor).seconds_until(now)
+            replaced_for = self.published_at(successor).seconds_until(now)
             if number not in kept and replaced_for >= grace.total_seconds():
                 _discard(self.generations / str(number))
             else:
@@ -368,7 +369,7 @@ class Store:
         if kept < set(numbers):
             self._clear_trees(sorted(kept))
 
-    def _published_at(self, number: int) -> Moment:
+    def published_at(self, number: int) -> Moment:
         """Say when a generation was published; of those of earlier releases the folder's time is all that is known."""
         folder = self.generations / str(number)
         with suppress(OSError):

@@ -23,8 +23,10 @@ from clr_client.integrity.repair import Mended, mend, mend_here
 from clr_client.plan import Action, Choice, Plan, make_plan, parts
 from clr_client.publishing import ROTTEN, publish
 from clr_client.pull import Job, Pulled, list_only, pull
+from clr_client.reporting import context
 from clr_client.reporting import status as statuses
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
+from clr_client.reporting.running import Running
 from clr_client.reporting.status import Held, Report
 from clr_client.store import Store
 from clr_client.threads import to_end
@@ -52,10 +54,10 @@ async def synchronise(
     """
     settings.require_peer()
     store = Store(settings.clr_library_dir)
-    with store.locked(trigger):
+    with context.running() as run, store.locked(trigger), Running(store.running, run, trigger, _now()) as shown:
         started = time.monotonic()
-        report = Report(trigger=trigger, started=_now())
-        watching = Observers(observer or LogLines(), ProgressFile(store.progress))
+        report = Report(trigger=trigger, started=shown.since, run=run)
+        watching = Observers(observer or LogLines(), ProgressFile(store.progress), shown)
         try:
             report = await _sync(settings, store, report, watching, allow_deletes=allow_deletes)
         except OSError as error:

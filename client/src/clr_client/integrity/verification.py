@@ -18,6 +18,7 @@ from clr_client.integrity.audit import audit
 from clr_client.integrity.damages import Damage, note, noted
 from clr_client.integrity.repair import Mended, mend
 from clr_client.pull import Job
+from clr_client.reporting import context
 from clr_client.reporting.progress import LogLines, Observer
 from clr_client.reporting.status import Verification
 from clr_client.store import Store
@@ -67,37 +68,39 @@ async def verify(
     :raises ManifestError: nothing was ever published.
     """
     store = Store(settings.clr_library_dir)
-    started, clock = _now(), time.monotonic()
-    error = ""
-    reading = await in_background(lambda stop: _read(store, on_progress, free, stop))
-    mended = Mended(left=reading.found)
-    if repairing and noted(store):
+    with context.running() as run:
+        started, clock = _now(), time.monotonic()
+        error = ""
+        reading = await in_background(lambda stop: _read(store, on_progress, free, stop))
+        mended = Mended(left=reading.found)
+        if repairing and noted(store):
+            try:
+                async with turn or nullcontext():
+                    mended = await _mend(settings, store, trigger, observer or LogLines())
+            except LockedError:
+                error = BUSY
+            except ClrError as failure:
+                error = str(failure)
+        done = Verification(
+            trigger=trigger,
+            started=started,
+            ended=_now(),
+            seconds=round(time.monotonic() - clock, 1),
+            bytes=reading.bytes,
+            found=reading.found,
+            mended=mended.mended,
+            damaged=mended.left,
+            error=error,
+            run=run,
+        )
+        if repairing:
+            for damage in done.damaged:
+                log.warning("damaged: %s", damage)
         try:
-            async with turn or nullcontext():
-                mended = await _mend(settings, store, trigger, observer or LogLines())
-        except LockedError:
-            error = BUSY
-        except ClrError as failure:
-            error = str(failure)
-    done = Verification(
-        trigger=trigger,
-        started=started,
-        ended=_now(),
-        seconds=round(time.monotonic() - clock, 1),
-        bytes=reading.bytes,
-        found=reading.found,
-        mended=mended.mended,
-        damaged=mended.left,
-        error=error,
-    )
-    if repairing:
-        for damage in done.damaged:
-            log.warning("damaged: %s", damage)
-    try:
-        record(store, lambda status: status, done)
-    except OSError as failure:
-        log.warning("the status file cannot be written: %s", failure)
-    return done
+            record(store, lambda status: status, done)
+        except OSError as failure:
+            log.warning("the status file cannot be written: %s", failure)
+        return done
 
 
 def _read(store: Store, on_progress: OnProgress, free: threading.Event | None, stop: threading.Event) -> Reading:

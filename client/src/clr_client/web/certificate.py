@@ -6,6 +6,7 @@ refuse too, and nothing parses certificates by hand.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
 from dataclasses import dataclass, field
@@ -41,6 +42,28 @@ class Pair:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What is to be known of a certificate; thumbprints as vSphere shows them, SHA-256 and SHA-1."""
+
+    not_after: datetime
+    sha256: str
+    sha1: str
+
+
+def describe(certificate: Path, key: Path) -> Described:
+    """Describe the first certificate of a PEM file; its key has to be there, since nothing here parses certificates.
+
+    :raises WebServerError: missing, unreadable, or not a pair.
+    """
+    text = _read(certificate)
+    found = _handshake((certificate, key), text)
+    der = ssl.PEM_cert_to_DER_cert(_leaf(text))
+    prints = (hashlib.new(name, der, usedforsecurity=False).hexdigest() for name in ("sha256", "sha1"))
+    sha256, sha1 = (":".join(text[at : at + 2] for at in range(0, len(text), 2)).upper() for text in prints)
+    return Described(_time(found["notAfter"]), sha256, sha1)
+
+
 def load_pair(folder: Path, name: str, now: datetime) -> Pair:
     """Read and try the pair in ``folder``; blocking.
 
@@ -54,7 +77,8 @@ def load_pair(folder: Path, name: str, now: datetime) -> Pair:
         raise WebServerError(
             f"{folder / NAMES[1]} is encrypted", "Remove its passphrase: openssl pkey -in … -out key.pem"
         )
-    described = _handshake(folder, certificate)
+    files = folder / NAMES[0], folder / NAMES[1]
+    described = _handshake(files, certificate)
     begins, ends = (_time(described[name]) for name in ("notBefore", "notAfter"))
     if now >= ends:
         raise WebServerError(f"{folder / NAMES[0]} expired on {ends:%Y-%m-%d %H:%M} UTC", REMEDY)
@@ -64,7 +88,7 @@ def load_pair(folder: Path, name: str, now: datetime) -> Pair:
         )
         raise WebServerError(text, REMEDY)
     warnings = []
-    if not _names(folder, certificate, name):
+    if not _names(files, certificate, name):
         known = ", ".join(value for _, value in described.get("subjectAltName", ())) or "no name at all"
         warnings.append(f"{folder / NAMES[0]} is not for TLS_NAME={name} but for {known}; it is used all the same")
     return Pair(certificate, key, ends, tuple(warnings))
@@ -95,22 +119,23 @@ def _read(path: Path) -> str:
     return text
 
 
-def _handshake(folder: Path, certificate: str) -> dict[str, Any]:
+def _handshake(files: tuple[Path, Path], certificate: str) -> dict[str, Any]:
     """Connect the pair with itself at any time and under any name, and describe the certificate."""
     try:
-        server, client = _contexts(folder, certificate)
+        server, client = _contexts(files, certificate)
         client.check_hostname = False
         client.verify_flags |= NO_CHECK_TIME
         return _connect(server, client, None)
     except ssl.SSLError as error:
+        cert, key = files
         reason = (error.reason or str(error)).replace("_", " ").lower()
         if "values mismatch" in reason:
-            raise WebServerError(f"key.pem does not belong to cert.pem in {folder}", REMEDY) from None
-        raise WebServerError(f"cert.pem and key.pem in {folder} cannot be used ({reason})", REMEDY) from None
+            raise WebServerError(f"{key.name} does not belong to {cert.name} in {cert.parent}", REMEDY) from None
+        raise WebServerError(f"{cert.name} and {key.name} in {cert.parent} cannot be used ({reason})", REMEDY) from None
 
 
-def _names(folder: Path, certificate: str, name: str) -> bool:
-    server, client = _contexts(folder, certificate)
+def _names(files: tuple[Path, Path], certificate: str, name: str) -> bool:
+    server, client = _contexts(files, certificate)
     client.verify_flags |= NO_CHECK_TIME
     try:
         _connect(server, client, name)
@@ -119,14 +144,18 @@ def _names(folder: Path, certificate: str, name: str) -> bool:
     return True
 
 
-def _contexts(folder: Path, certificate: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def _leaf(certificate: str) -> str:
+    text = certificate[certificate.index("-----BEGIN ") :].split("-----END CERTIFICATE-----")[0]
+    return f"{text}-----END CERTIFICATE-----\n"
+
+
+def _contexts(files: tuple[Path, Path], certificate: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for context in (server, client):
         context.set_ciphers("DEFAULT:@SECLEVEL=0")  # not stricter than Caddy
-    server.load_cert_chain(folder / NAMES[0], folder / NAMES[1], password="")
-    leaf = certificate[certificate.index("-----BEGIN ") :].split("-----END CERTIFICATE-----")[0]
-    client.load_verify_locations(cadata=f"{leaf}-----END CERTIFICATE-----\n")
+    server.load_cert_chain(*files, password="")
+    client.load_verify_locations(cadata=_leaf(certificate))
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return server, client
 

@@ -1,0 +1,58 @@
+"""The files that Caddy serves below ``/_clr/``: the site's page, ``status.json``, ``progress.json``."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from clr_client.disk import swap_file
+from clr_client.web.config import site_folder
+
+if TYPE_CHECKING:
+    from clr_client.settings import Settings
+
+SPARSELY = 20.0
+"""While a sync runs, all files are written at most a twentieth of the time; ``progress.json`` is always."""
+LIVE = ("schema", "written", "state", "running")
+
+
+class Page:
+    """Writes the site's files whenever it is told of something new; a reader has each one whole, old or new."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.folder = site_folder(settings)
+        self._written: dict[str, bytes] = {}
+        self._run = ""
+        self._again = 0.0
+
+    def tell(self, document: dict[str, Any]) -> None:
+        """Write what is new. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write("progress.json", as_json({name: document[name] for name in LIVE}))
+        run = document["running"]["run"] if document["running"] else ""
+        if run and run == self._run and time.monotonic() < self._again:
+            return
+        began = time.monotonic()
+        for name, content in {**render(document), "status.json": as_json(document)}.items():
+            self._write(name, content)
+        self._run, self._again = run, time.monotonic() + SPARSELY * (time.monotonic() - began)
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.folder / name
+        if self._written.get(name) != content or not path.exists():
+            swap_file(path, content)
+            self._written[name] = content
+
+
+def as_json(document: dict[str, Any]) -> bytes:
+    """Return a document as the text of a file."""
+    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def render(document: dict[str, Any]) -> dict[str, bytes]:
+    """Return the page's files by name."""
+    from html import escape
+
+    text = escape(f"{document['site']}: {document['state']}")
+    return {"index.html": f"<!DOCTYPE html><html lang=en><title>{text}</title><p>{text}</html>\n".encode()}
