@@ -32,10 +32,12 @@ from clr_client.store import Store
 from clr_client.threads import to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from clr_client.files import FileInfo
     from clr_client.reporting.status import Status, Verification
     from clr_client.settings import Settings
+    from clr_client.transport import Listing
     from clr_client.vcsp.model import PublishedLibrary
 
 log = logging.getLogger("clr.sync")
@@ -135,21 +137,35 @@ async def plan_only(
     """
     settings.require_peer()
     store = Store(settings.clr_library_dir)
-    published = store.published() if store.generations.is_dir() else None
-    mirror = {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
+    mirror = mirrored(store)
 
     def listed(found: int) -> None:
         on_progress(found, len(mirror) if found < len(mirror) else 0, "")
 
     listing = await list_only(settings, store, listed)
     on_progress(len(listing.files), len(listing.files), "")
+    return plan_for(settings, store, listing, mirror, caseless=filesystem.is_caseless(store.root))
+
+
+def mirrored(store: Store) -> dict[str, FileInfo]:
+    """Return the files of the mirror, by path; none while there is no mirror."""
+    return {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
+
+
+def plan_for(
+    settings: Settings, store: Store, listing: Listing, mirror: Mapping[str, FileInfo], *, caseless: bool
+) -> Plan:
+    """Return what a sync would do by a listing.
+
+    :param caseless: whether names that differ only by case are the same on the volume.
+    """
     return make_plan(
         listing.files,
-        published,
+        store.published() if store.generations.is_dir() else None,
         mirror,
         Choice.of(settings),
         complete=listing.complete,
-        caseless=filesystem.is_caseless(store.root),
+        caseless=caseless,
     )
 
 
