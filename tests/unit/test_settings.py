@@ -15,6 +15,7 @@ import pytest
 from clr_client import settings
 from clr_client.errors import SettingsError
 from clr_client.rates import Period, Rates
+from clr_client.reporting.messages import KINDS
 from clr_client.settings import Settings, load
 from clr_client.values import DeleteLimit, Peer
 from hypothesis import given
@@ -95,6 +96,16 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     ],
     "HTTP_PORT": [("8080", 8080)],
     "HTTPS_PORT": [("8443", 8443)],
+    "NOTIFY_URLS": [
+        ("json://a/b", ("json://a/b",)),
+        (
+            " mailto://u:p@h?to=a,b, slack://x/y/z\n\tjsons://q;ntfy://t ,",
+            ("mailto://u:p@h?to=a,b", "slack://x/y/z", "jsons://q", "ntfy://t"),
+        ),
+    ],
+    "NOTIFY_EVENTS": [("held, Failure", ("failure", "held")), ("stale", ("stale",)), ("all", KINDS)],
+    "NOTIFY_STALE_AFTER": [("Auto", None), ("3d", timedelta(days=3)), ("0", timedelta(0))],
+    "HEARTBEAT_URL": [(url, url.strip()) for url in ("https://hc.example.com/ping/4f", " http://[::1]:8000/x?y=z ")],
     "LOG_FORMAT": [("json", "json")],
     "LOG_LEVEL": [("DEBUG", "debug")],
     "CLR_LIBRARY_DIR": [("/srv/x y", Path("/srv/x y"))],
@@ -138,6 +149,11 @@ BAD: dict[str, list[str]] = {
     "TLS_INTERNAL": ["ca"],
     "HTTP_PORT": ["0"],
     "HTTPS_PORT": ["70000"],
+    "NOTIFY_URLS": ["garbage", "json://a, garbage", "garbage json://a", "://x", "json://", "json://a\x1b[0m"],
+    "NOTIFY_EVENTS": [",", "failures", "all,held", "failure held"],
+    "NOTIFY_STALE_AFTER": ["never", "-1", "2w"],
+    "HEARTBEAT_URL": ["hc.example.com", "ftp://x/y", "https://", "https://x:y/", "https://x/\x1b", "https://x/a b",
+        "file:///etc/passwd", "http://[::1/"],
     "LOG_FORMAT": ["xml"],
     "LOG_LEVEL": ["loud"],
     "CLR_LIBRARY_DIR": ["library", "./x"],
@@ -184,7 +200,7 @@ def test_a_bad_value_is_refused_in_one_line_with_name_value_and_what_is_allowed(
     with pytest.raises(SettingsError) as caught:
         load({variable: text})
     message = str(caught.value)
-    shown = "***" if variable == "LIBRARY_PASSWORD" else repr(text)
+    shown = "***" if variable in {"LIBRARY_PASSWORD", "NOTIFY_URLS", "HEARTBEAT_URL"} else repr(text)
     assert message.startswith(f"{variable}={shown} cannot be used; allowed: {TABLE[variable]['type'].allowed}")
     assert message.isprintable()
     assert caught.value.exit_code == 3

@@ -374,6 +374,18 @@ def rollback(generation: int | None, releasing: bool) -> None:
 
 
 @main.command()
+def notify() -> NoReturn:
+    """Send a message for a try to all of NOTIFY_URLS, and say of each whether it was taken."""
+    from clr_client.reporting.messenger import greet
+
+    failed = False
+    for shown, reason in asyncio.run(greet(_answering()[0])):
+        click.echo(f"{shown}: {reason or 'sent'}")
+        failed = failed or bool(reason)
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
 def healthcheck() -> NoReturn:
     """Exit 0 when the container does its work, 1 with the reason when not."""
     from clr_client.web.health import problems

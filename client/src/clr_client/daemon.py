@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from clr_client import __version__, transport
 from clr_client.errors import ClrError, LockedError
 from clr_client.integrity.verification import verify as verify_library
+from clr_client.reporting import delivery
+from clr_client.reporting.messenger import Heartbeat, Messenger
 from clr_client.settings import PREFIXES
+from clr_client.store import Store
 from clr_client.sync import synchronise
 from clr_client.text import span
 from clr_client.watch import Watcher
@@ -69,7 +72,8 @@ class Verify(Protocol):
 async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = None) -> int:
     """Serve at once, sync now, then sync and verify on schedule until a signal ends it. Returns the exit code.
 
-    :raises ClrError: it cannot even start: no server named, or the web server cannot be run at all.
+    :raises ClrError: it cannot even start: no server named, a service for messages that cannot be, or the web server
+        cannot be run at all.
     """
     settings.require_peer()
     site = site or Site(settings)
@@ -100,6 +104,8 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
     loop.add_signal_handler(signal.SIGUSR1, work.asked.set)
     try:
         await _introduce(settings)
+        if warning := await delivery.check(settings.notify_urls):
+            log.warning("%s", warning)
         await _unless(stopping, watcher.begin())
         await _unless(stopping, site.start())
         tasks = [
@@ -127,7 +133,12 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
 
 def listeners(settings: Settings) -> list[Listener]:
     """Return who is told of the site."""
-    return [Page(settings)]
+    found: list[Listener] = [Page(settings)]
+    if settings.notify_urls:
+        found.append(Messenger(settings, Store(settings.clr_library_dir)))
+    if settings.heartbeat_url:
+        found.append(Heartbeat(settings))
+    return found
 
 
 class Work:

@@ -18,6 +18,7 @@ import click
 
 from clr_client.errors import SettingsError
 from clr_client.values import (
+    AnyOf,
     Bandwidth,
     BlockSize,
     Cron,
@@ -31,10 +32,13 @@ from clr_client.values import (
     Limit,
     OneOf,
     Password,
+    Patience,
     Peer,
     Peers,
+    Services,
     Text,
     Truth,
+    WebAddress,
     Whole,
     Words,
     Zone,
@@ -213,6 +217,35 @@ class Settings:
         "Name of this site on its page, in status and messages. Empty: TLS_NAME, or else the host's name.",
         group="Status",
     )
+    notify_urls: tuple[str, ...] = _setting(
+        Services(),
+        "",
+        "Who is told of what happens: mail, chats, webhooks, as URLs of [apprise](https://appriseit.com/services/)."
+        " Empty: nobody.",
+        group="Messages",
+        secret=True,
+    )
+    notify_events: tuple[str, ...] = _setting(
+        AnyOf("failure", "recovery", "held", "first-success", "stale", "damaged", "certificate", "paused"),
+        "all",
+        "What is told, each event once.",
+        group="Messages",
+    )
+    notify_stale_after: timedelta | None = _setting(
+        Patience(),
+        "auto",
+        "How long a site may go without a sync that succeeds before that is told. `auto`: until two scheduled syncs in"
+        " a row brought nothing. 0: never.",
+        group="Messages",
+    )
+    heartbeat_url: str = _setting(
+        WebAddress(),
+        "",
+        "URL of a monitor such as healthchecks.io that notices when nothing comes any more: it gets a POST when a sync"
+        " succeeds, at `/start` when one starts, at `/fail` when one fails.",
+        group="Messages",
+        secret=True,
+    )
     log_format: str = _setting(OneOf("text", "json"), "text", "Form of log lines.", group="Logs")
     log_level: str = _setting(OneOf("debug", "info", "warning", "error"), "info", "Least level logged.", group="Logs")
     clr_library_dir: Path = _setting(Folder(), "/syncer/library", "The library volume.", group="Folders")
@@ -237,7 +270,7 @@ class Settings:
             raise SettingsError(f"SYNC_PEER is not set; allowed: {Peers.allowed}")
 
 
-PREFIXES = ("SYNC_", "TLS_", "LIBRARY_", "VERIFY_", "SITE_", "METRICS_")
+PREFIXES = ("SYNC_", "TLS_", "LIBRARY_", "VERIFY_", "SITE_", "METRICS_", "NOTIFY_", "HEARTBEAT_")
 ALIASES = {"SYNC_MAX_KBPS": "SYNC_MAX_BW"}
 
 
@@ -305,6 +338,12 @@ def _conflicts(settings: Settings, broken: Collection[str]) -> Iterator[tuple[tu
     are_known = not any(name in broken for name in ("tls_name", *ports))
     if are_known and settings.tls_name and settings.http_port == settings.https_port:
         yield ports, f"HTTP_PORT and HTTPS_PORT are both {settings.http_port}; allowed: two different ports"
+    taken = (settings.http_port, settings.https_port) if settings.tls_name else (settings.http_port,)
+    if are_known and "metrics_port" not in broken and settings.metrics_port in taken:
+        yield (
+            ("metrics_port", *ports),
+            f"METRICS_PORT={settings.metrics_port} is the library's; allowed: a port of its own",
+        )
 
 
 def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings: list[str]) -> str:

@@ -67,6 +67,7 @@ class Store:
         self.status = root / "status.json"
         self.progress = root / "progress.json"
         self.running = root / "running.json"
+        self.told = root / "told.json"
         self.known_hosts = root / "known_hosts"
         self.digests = root / "digests.json"
         self.unconfirmed = root / "unconfirmed.json"
@@ -80,6 +81,14 @@ class Store:
     def locked(self, trigger: str) -> AbstractContextManager[None]:
         """Hold the volume for one run; see ``lock.hold``."""
         return lock.hold(self.root, trigger)
+
+    def write_down(self, path: Path, data: bytes) -> None:
+        """Replace a small file in one step, on a full volume at the cost of the reserve. Raises OSError."""
+        try:
+            replace_file(path, data)
+        except OSError:
+            self.reserve.unlink(missing_ok=True)
+            replace_file(path, data)
 
     def prepare(self) -> None:
         """Make the folders and clear away what a killed run left unfinished.

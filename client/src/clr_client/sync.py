@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from clr_client import adopt, filesystem, transport
 from clr_client.content.items import scan
-from clr_client.disk import replace_file, unusable
+from clr_client.disk import unusable
 from clr_client.errors import ClrError
 from clr_client.integrity.damages import noted
 from clr_client.integrity.repair import Mended, mend, mend_here
@@ -241,16 +241,7 @@ def record(store: Store, change: Callable[[Status], Status], verification: Verif
     """Change the status file, and add what is damaged now and the newest verification. Raises OSError."""
     with statuses.alone(store.status):
         status = change(statuses.load(store.status)).knowing(noted(store), verification)
-        _write_down(store, statuses.dump(status))
-
-
-def _write_down(store: Store, status: bytes) -> None:
-    """Write the status file; on a full volume at the cost of the reserve."""
-    try:
-        replace_file(store.status, status)
-    except OSError:
-        store.reserve.unlink(missing_ok=True)
-        replace_file(store.status, status)
+        store.write_down(store.status, statuses.dump(status))
 
 
 def describe_library(store: Store) -> dict[str, Any]:
