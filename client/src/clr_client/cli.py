@@ -258,25 +258,17 @@ def _password(file: Path) -> str:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print status.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the site's status.json says.")
 def status(as_json: bool) -> None:
     """Show the last runs, what is published, and what is held and why."""
-    from clr_client.reporting import overview
-    from clr_client.sync import describe_library
+    from clr_client.reporting import document, overview
 
     loaded, store = _answering()
-    click.echo(
-        overview.as_json(store.status)
-        if as_json
-        else overview.as_text(
-            loaded,
-            store.status,
-            store.generation_numbers(),
-            library=describe_library(store),
-            running_since=running_since(store.root),
-            rolled_back_to=store.rolled_back_to(),
-        )
-    )
+    found = document.describe(loaded)
+    if as_json:
+        click.echo(document.dump(found), nl=False)
+    else:
+        click.echo(overview.as_text(found, loaded.tz, store.generation_numbers(), running_since(store.root)))
 
 
 @main.command()

@@ -7,6 +7,7 @@ is null; all text is safe to print.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -112,6 +113,11 @@ def signs(settings: Settings) -> Stamp:
     files = (store.status, store.running, store.pin)
     is_held = store.running.exists() and lock.holder(store.root) is not None
     return link, is_held, *map(_stamp, files), _certificate_stamp(settings)
+
+
+def dump(document: dict[str, Any]) -> bytes:
+    """Return a document, or a part of one, as the text of a file."""
+    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def safe(value: Any) -> Any:  # noqa: ANN401 - any JSON

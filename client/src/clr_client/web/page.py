@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 from clr_client.disk import swap_file
+from clr_client.reporting.document import dump
 from clr_client.web.config import site_folder
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ class Page:
     def tell(self, document: dict[str, Any]) -> None:
         """Write what is new. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write("progress.json", as_json({name: document[name] for name in LIVE}))
+        self._write("progress.json", dump({name: document[name] for name in LIVE}))
         run = document["running"]["run"] if document["running"] else ""
         if run and run == self._run and time.monotonic() < self._again:
             return
         began = time.monotonic()
-        for name, content in {**render(document), "status.json": as_json(document)}.items():
+        for name, content in {**render(document), "status.json": dump(document)}.items():
             self._write(name, content)
         self._run, self._again = run, time.monotonic() + SPARSELY * (time.monotonic() - began)
 
@@ -43,11 +43,6 @@ class Page:
         if self._written.get(name) != content or not path.exists():
             swap_file(path, content)
             self._written[name] = content
-
-
-def as_json(document: dict[str, Any]) -> bytes:
-    """Return a document as the text of a file."""
-    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def render(document: dict[str, Any]) -> dict[str, bytes]:
