@@ -24,7 +24,9 @@ log = logging.getLogger("clr.adopt")
 
 MOVING = ".adopting"
 OURS = frozenset({"mirror", "items", "generations", "current", "basis", "damaged", "pinned"})
-OUR_FILES = frozenset({"status.json", "progress.json", "digests.json", "unconfirmed.json", "known_hosts"})
+OUR_FILES = frozenset(
+    {"status.json", "progress.json", "running.json", "told.json", "digests.json", "unconfirmed.json", "known_hosts"}
+)
 
 
 def move_original(store: Store) -> None:
