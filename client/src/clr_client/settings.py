@@ -335,11 +335,12 @@ def _conflicts(settings: Settings, broken: Collection[str]) -> Iterator[tuple[tu
             yield ways, "TLS_INTERNAL=true needs TLS_NAME, the name that the certificate is for"
         if settings.tls_custom_cert and not settings.tls_name:
             yield ways, "TLS_CUSTOM_CERT=true needs TLS_NAME, the name that the certificate is for"
-    are_known = not any(name in broken for name in ("tls_name", *ports))
-    if are_known and settings.tls_name and settings.http_port == settings.https_port:
+    if any(name in broken for name in ("tls_name", *ports)):
+        return
+    if settings.tls_name and settings.http_port == settings.https_port:
         yield ports, f"HTTP_PORT and HTTPS_PORT are both {settings.http_port}; allowed: two different ports"
     taken = (settings.http_port, settings.https_port) if settings.tls_name else (settings.http_port,)
-    if are_known and "metrics_port" not in broken and settings.metrics_port in taken:
+    if "metrics_port" not in broken and settings.metrics_port in taken:
         yield (
             ("metrics_port", *ports),
             f"METRICS_PORT={settings.metrics_port} is the library's; allowed: a port of its own",
