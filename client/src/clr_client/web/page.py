@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
 from clr_client.disk import swap_file
 from clr_client.reporting.document import dump
 from clr_client.web.config import site_folder
+from clr_client.web.pages import render
 
 if TYPE_CHECKING:
     from clr_client.settings import Settings
@@ -29,25 +31,18 @@ class Page:
     def tell(self, document: dict[str, Any]) -> None:
         """Write what is new. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write("progress.json", dump({name: document[name] for name in LIVE}))
         run = document["running"]["run"] if document["running"] else ""
-        if run and run == self._run and time.monotonic() < self._again:
-            return
-        began = time.monotonic()
-        for name, content in {**render(document), "status.json": dump(document)}.items():
-            self._write(name, content)
-        self._run, self._again = run, time.monotonic() + SPARSELY * (time.monotonic() - began)
+        if not run or run != self._run or time.monotonic() >= self._again:
+            began = time.monotonic()
+            for name, content in {**render(document), "status.json": dump(document)}.items():
+                self._write(name, content)
+            self._run, self._again = run, time.monotonic() + SPARSELY * (time.monotonic() - began)
+        # Last, so that whoever learns from it that the page is another finds the other one.
+        page = hashlib.sha256(self._written["index.html"]).hexdigest()[:16]
+        self._write("progress.json", dump({**{name: document[name] for name in LIVE}, "page": page}))
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.folder / name
         if self._written.get(name) != content or not path.exists():
             swap_file(path, content)
             self._written[name] = content
-
-
-def render(document: dict[str, Any]) -> dict[str, bytes]:
-    """Return the page's files by name."""
-    from html import escape
-
-    text = escape(f"{document['site']}: {document['state']}")
-    return {"index.html": f"<!DOCTYPE html><html lang=en><title>{text}</title><p>{text}</html>\n".encode()}
