@@ -23,10 +23,11 @@ from clr_client.reporting import bar, logs
 from clr_client.reporting.status import PARTIAL
 from clr_client.store import Store
 from clr_client.text import printable, size
-from clr_client.values import Label
+from clr_client.values import Duration, Label
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from datetime import timedelta
 
     from clr_client.plan import Plan
     from clr_client.settings import Settings
@@ -269,6 +270,43 @@ def status(as_json: bool) -> None:
         click.echo(document.dump(found), nl=False)
     else:
         click.echo(overview.as_text(found, loaded.tz, store.generation_numbers(), running_since(store.root)))
+
+
+@main.command()
+@click.argument("sites", type=click.Path(path_type=Path, allow_dash=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to this file, too.")
+@click.option("--sort", default="worst", show_default=True, type=click.Choice(["worst", "name"]), help="What is first.")
+@click.option("--max-age", type=Duration(), help="Call a site stale whose last success is longer ago, such as 8d.")
+@click.option("--timeout", default=3.0, show_default=True, type=click.FloatRange(0.1, 600), help="Seconds for a site.")
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CA certificates to trust (PEM).",
+)
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--every", default=10, show_default=True, type=click.IntRange(1), help="Seconds from look to look.")
+def fleet(
+    sites: Path,
+    as_json: bool,
+    html: Path | None,
+    sort: str,
+    max_age: timedelta | None,
+    timeout: float,
+    ca_file: Path | None,
+    watch: bool,
+    every: int,
+) -> NoReturn:
+    """Show all sites at a glance, the worst first; each is asked for its status.
+
+    SITES is a file with a line for each site, or - for standard input: NAME URL [password-file=PATH]
+    [pin=THUMBPRINT] [ca-file=PATH]. Exit code 4: a site is not well. Example: clr fleet sites.txt --html fleet.html
+    """
+    from clr_client.fleet.show import View, show
+    from clr_client.fleet.sites import read_sites
+
+    view = View(sort == "name", as_json, html, every if watch else 0, max_age)
+    sys.exit(show(read_sites(sites, ca_file), view, timeout))
 
 
 @main.command()

@@ -105,6 +105,12 @@ class ProbeError(SubscriberError):
         self.progress = progress
 
 
+class SitesError(ClrError):
+    """The file that names the sites of a fleet cannot be read or understood."""
+
+    exit_code = 3
+
+
 class HeldError(ClrError):
     """One item cannot be published as it is; its last good version stays. The message is the reason shown."""
 
