@@ -18,8 +18,8 @@ _SETTINGS_HEAD = """\
 <!-- Generated from client/src/clr_client/settings.py by `make docs`; edits here are lost. -->
 
 Every setting is an environment variable. A value that cannot be used ends the start with one line: name,
-value and what is allowed. A variable that begins with `SYNC_`, `TLS_` or `LIBRARY_` and is none of these is
-warned about, with the likely name. An empty value stands for the default.
+value and what is allowed. A variable that begins like one of these (`SYNC_`, `TLS_`, `LIBRARY_`, …) and is none of
+them is warned about, with the likely name. An empty value stands for the default.
 
 The server has a few settings of its own: [server.md](server.md).
 """

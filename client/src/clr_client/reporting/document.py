@@ -71,7 +71,7 @@ def describe(settings: Settings, known: Known | None = None, now: datetime | Non
     library, items = known.get("library", _generation(store, number), lambda: _published(settings, store))
     at_work, killed = running.look(store.running, store.root)
     newest = told["runs"][0] if told["runs"] else None
-    if newest and newest["run"] in {at_work and at_work["run"], killed}:
+    if newest and newest["run"] and newest["run"] in {at_work and at_work["run"], killed}:
         at_work, killed = None, ""  # it has ended, and is only about to clear away
     paused_at = store.rolled_back_to()
     state = newest["result"] if newest else NEVER
