@@ -31,6 +31,9 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
     " form-action 'none'; frame-ancestors 'none'"
 )
+LISTING_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 PLAIN_TEXT = "text/plain; charset=utf-8"
 NOT_PUBLISHED = json.dumps({"status": "TRANSFERRING", "progress": 0, "message": ""}) + "\n"
 RETRY_AFTER = "30"
@@ -281,7 +284,7 @@ def _listing() -> list[Route]:
     """Folders, for people. ``hide`` looks at every part of the absolute path, so it gets no pattern for dotfiles."""
     page = {
         "Cache-Control": ["no-cache"],
-        "Content-Security-Policy": ["default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"],
+        "Content-Security-Policy": [LISTING_POLICY],
     }
     request = {"delete": ["If-None-Match", "If-Modified-Since", "Accept"]}
     return [
