@@ -129,11 +129,10 @@ def went_through(run: Mapping[str, Any]) -> bool:
 
 
 def _successes_before(index: int, document: Mapping[str, Any]) -> int:
-    since, before = (
-        sum(run["result"] == SUCCESS for run in runs)
-        for runs in (document["runs"][: index + 1], document["runs"][index + 1 :])
-    )
-    return max(before, int(document.get("totals", {}).get("runs", {}).get(SUCCESS, 0)) - since)
+    results: list[bool] = [run["result"] == SUCCESS for run in document["runs"]]
+    since, before = sum(results[: index + 1]), sum(results[index + 1 :])
+    ever = int(document.get("totals", {}).get("runs", {}).get(SUCCESS, 0))
+    return max(before, ever - since)
 
 
 def _failure(run: Mapping[str, Any], document: Mapping[str, Any]) -> Event:
