@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from pathlib import Path
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import axe_playwright_python
 from playwright.sync_api import sync_playwright
 
 from support.caddy import missing
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
+AXE = resources.files("axe_playwright_python").joinpath("axe.min.js")
 HOST = "library.example.com"
 """A name for this machine that only the browser knows; other than for loopback, plain HTTP to it is not trusted."""
 QUIET = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -61,7 +60,7 @@ class View:
 
     def violations(self) -> list[str]:
         """What axe-core has against the page as it is now. It needs a context with ``bypass_csp``."""
-        self.page.add_script_tag(path=AXE)
+        self.page.add_script_tag(content=AXE.read_text(encoding="utf-8"))
         found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
         assert found["passes"]
         return [

@@ -37,6 +37,7 @@ STATES = {
     "paused": "Paused",
 }
 LIBRARY = ("name", "id", "version", "generation", "items", "bytes", "url", "changed")
+UNTOLD = "The last sync was ended before it could say why; the log of the client tells more."
 ROUND_BYTES = tuple(digit * 10**zeros // 2 for zeros in range(1, 19) for digit in (2, 3, 4, 6, 8, 10, 12, 16))
 ROUND_SECONDS = (
     *(1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800),
@@ -68,13 +69,12 @@ def explain(document: Mapping[str, Any]) -> str:
     if state == "partial":
         return error or "Some items are held back, for the reasons given below. Everything else is what the server has."
     if state == "failed":
-        return (
-            f"{error or 'The last sync was ended before it could say why; the log of the client tells more.'} {stays}"
-        )
+        why = f"The last sync failed: {error}" if error else UNTOLD
+        return f"{why} {stays}"
     if state == "paused":
         which = document["paused_at"]
         where = "An earlier generation" if which is None else f"Generation {which}"
-        return f"{where} was published again by a rollback. Nothing is fetched until `clr rollback --release`."
+        return f"{where} was published again by a rollback. Nothing is fetched until clr rollback --release ends that."
     return "What is published was here before the first sync." if published else "Nothing is published yet."
 
 

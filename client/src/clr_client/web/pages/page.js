@@ -67,15 +67,16 @@ function renewNear() {
   }
 }
 
-async function copy(text, from) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  // Over plain HTTP browsers offer nothing else.
-  const selection = getSelection();
-  selection.selectAllChildren(from);
-  const done = document.execCommand("copy");
-  selection.removeAllRanges();
-  if (!done) throw new Error("not copied");
-  return undefined;
+async function copy(from) {
+  try {
+    await navigator.clipboard.writeText(from.textContent);
+  } catch {
+    // Over plain HTTP there is no clipboard, but this.
+    const selection = getSelection();
+    selection.selectAllChildren(from);
+    if (!document.execCommand("copy")) throw new Error("not copied");
+    selection.removeAllRanges();
+  }
 }
 
 function copyButtons(root) {
@@ -85,11 +86,10 @@ function copyButtons(root) {
     button.addEventListener("click", async () => {
       const from = find(button.dataset.copy);
       try {
-        await copy(from.textContent, from);
+        await copy(from);
         label.data = "Copied";
         say("Copied");
       } catch {
-        getSelection().selectAllChildren(from);
         label.data = "Selected";
         say("Could not be copied; it is selected");
       }
