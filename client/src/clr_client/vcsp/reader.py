@@ -127,9 +127,10 @@ class Reader:
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
         limit: int = JSON_LIMIT,
-        seconds: float = _SMALL_BODY_SECONDS,
+        seconds: float | None = None,
     ) -> tuple[Answer, bytes]:
-        """The whole answer, of at most ``limit`` bytes; the body has to arrive within ``seconds``."""
+        """The whole answer, of at most ``limit`` bytes; the body has to arrive within ``seconds``, or five minutes."""
+        seconds = _SMALL_BODY_SECONDS if seconds is None else seconds
         until = time.monotonic() + seconds
         body = bytearray()
         with self.open(url, method=method, headers=headers) as (answer, chunks):
