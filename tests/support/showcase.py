@@ -66,7 +66,7 @@ def _runs(count: int = 24) -> list[dict[str, Any]]:
         crossed = planned * chance.uniform(0.04, 0.16)
         seconds = 14 + crossed / (3.1 * MB)
         updated = [item["name"] for item in chance.sample(ITEMS, max(1, int(planned / (12 * GB))))] if planned else []
-        changed = {
+        changed: dict[str, Any] = {
             "started": _text(started),
             "ended": _text(started + timedelta(seconds=seconds)),
             "seconds": seconds,
@@ -100,9 +100,9 @@ HEALTHY: dict[str, Any] = documents.document(
         "items": len(ITEMS),
         "bytes": BYTES,
         "url": "https://library.berlin.example.com/lib.json",
-        "changed": _text(NOW - timedelta(hours=3)),
+        "changed": RUNS[0]["ended"],
     },
-    last_success=_text(NOW - timedelta(hours=3, minutes=12)),
+    last_success=RUNS[0]["ended"],
     next_sync=_text(NOW.replace(hour=1, minute=0) + timedelta(days=1)),
     next_verification=_text(NOW.replace(hour=3, minute=0) + timedelta(days=6)),
     verification={

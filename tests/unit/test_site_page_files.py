@@ -171,13 +171,29 @@ def test_documents_of_a_site_that_knows_nothing_can_be_shown() -> None:
     }  # fmt: skip
     text = page(document)
     Reader(text)
-    assert "unknown free of unknown" in text
+    assert "unknown free" in text
     assert re.search(r"<progress [^>]*max=\"100\"></progress>", text)
 
 
 def test_a_run_that_was_killed_is_told_as_such() -> None:
     document = {**showcase("healthy"), "state": "failed"}
     assert "ended before it could say why" in pages.explain(document)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "nothing had changed"),
+        ({"added": ["a"], "removed": ["b", "c"]}, "added a; removed b, c"),
+        ({"updated": list("abcde")}, "updated a, b, c and 2 more"),
+        ({"held": [documents.held("x")], "error": "the line broke"}, "held x; the line broke"),
+        ({"mended": [documents.damage("p")], "damaged": [documents.damage("q")] * 2},
+         "1 damaged file mended; 2 damaged files left"),
+    ],
+)  # fmt: skip
+def test_what_a_run_did_is_told_by_names(fields: dict[str, Any], text: str) -> None:
+    assert pages.deed(documents.run(**fields)) == text
+    assert text in page({**documents.document(), "runs": [documents.run(**fields)]})
 
 
 def test_the_pages_files_are_of_the_package() -> None:

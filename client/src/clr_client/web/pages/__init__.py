@@ -27,6 +27,7 @@ PLACE = "/_clr/"
 """Where the page and its files are served."""
 SHOWN_RUNS = 24
 REFRESH_SECONDS = 5
+NAMED = 3
 TYPES = {"vcsp.ovf": "OVF template", "vcsp.iso": "ISO image", "vcsp.other": "Files"}
 STATES = {
     "never": "Never synced",
@@ -78,6 +79,25 @@ def explain(document: Mapping[str, Any]) -> str:
     return "What is published was here before the first sync." if published else "Nothing is published yet."
 
 
+def deed(run: Mapping[str, Any]) -> str:
+    """Return what a run did to the library, by names as far as they are few, or why it did nothing."""
+    parts = [f"{verb} {_some(run[verb])}" for verb in ("added", "updated", "removed") if run[verb]]
+    parts += [f"held {_some([held['key'] for held in run['held']])}"] if run["held"] else []
+    parts += [f"{_files(run['mended'])} mended"] if run["mended"] else []
+    parts += [f"{_files(run['damaged'])} left"] if run["damaged"] else []
+    parts += [run["error"]] if run["error"] else []
+    return "; ".join(parts) or "nothing had changed"
+
+
+def _some(names: Sequence[str]) -> str:
+    named = ", ".join(names[:NAMED])
+    return f"{named} and {len(names) - NAMED} more" if len(names) > NAMED else named
+
+
+def _files(damages: Sequence[object]) -> str:
+    return f"{len(damages)} damaged file{'' if len(damages) == 1 else 's'}"
+
+
 def folder(url: str) -> str:
     """Return the link to an item's folder or file on this site, whatever the text is."""
     return "/" + quote(url.lstrip("/\\"), safe="/%", errors="backslashreplace")
@@ -117,6 +137,7 @@ def _environment() -> Environment:
         "span": span,
         "utc": _utc,
         "folder": folder,
+        "deed": deed,
         "percent": _percent,
         "short": lambda number: f"{number:.2f}".rstrip("0").rstrip("."),
     }
