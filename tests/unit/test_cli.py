@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 COMMANDS = [
     "check",
+    "doctor",
     "healthcheck",
     "plan",
     "publish",

@@ -416,6 +416,20 @@ def notify() -> NoReturn:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> NoReturn:
+    """Check all that goes wrong at set-up, in order, and say what to do about it. Changes nothing.
+
+    Works at any time: before the first start, while a sync runs, with settings that no other command takes. Example:
+    docker-compose -f docker-compose.client.yaml run --rm clr-client doctor
+    """
+    from clr_client.doctor import report
+
+    logs.configure(ZoneInfo("UTC"), level="error", stream=sys.stderr)
+    sys.exit(0 if _finish(report.tell(os.environ, click.echo, as_json=as_json)) else PROBLEMS_EXIT)
+
+
+@main.command()
 def healthcheck() -> NoReturn:
     """Exit 0 when the container does its work, 1 with the reason when not."""
     from clr_client.web.health import problems

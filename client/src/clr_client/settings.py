@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clr_client.errors import SettingsError
+from clr_client.errors import SettingsError, Trouble
 from clr_client.values import (
     AnyOf,
     Bandwidth,
@@ -272,6 +272,22 @@ class Settings:
 
 PREFIXES = ("SYNC_", "TLS_", "LIBRARY_", "VERIFY_", "SITE_", "METRICS_", "NOTIFY_", "HEARTBEAT_")
 ALIASES = {"SYNC_MAX_KBPS": "SYNC_MAX_BW"}
+LIKENESS = 0.85
+"""How like one of ours a name without our prefixes must be to count as misspelt; HTTP_PROXY is 0.74 like HTTP_PORT."""
+
+TROUBLES = (
+    CANNOT_BE := Trouble("{variable}={value} cannot be used; allowed: {allowed}"),
+    TWICE := Trouble("{variable} and {variable}_FILE are both set; keep one of them"),
+    FILE_UNREADABLE := Trouble("{variable}_FILE={file} cannot be read ({error}); allowed: a readable text file"),
+    FILE_EMPTY := Trouble("{variable}_FILE={file} is empty; allowed: a file that holds the value"),
+    BOTH_WAYS := Trouble("TLS_INTERNAL=true and TLS_CUSTOM_CERT=true exclude each other; set one of them"),
+    NAMELESS := Trouble("{variable}=true needs TLS_NAME, the name that the certificate is for"),
+    SAME_PORT := Trouble("HTTP_PORT and HTTPS_PORT are both {port}; allowed: two different ports"),
+    PORT_TAKEN := Trouble("METRICS_PORT={port} is the library's; allowed: a port of its own"),
+    NOT_OURS := Trouble("{variable} is not a setting of this program{hint}"),
+    OLD_NAME := Trouble("{old} is an old name; rename it to {new}"),
+    OLD_IGNORED := Trouble("{old} is ignored, because {new} is set"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,21 +346,18 @@ def _conflicts(settings: Settings, broken: Collection[str]) -> Iterator[tuple[tu
     ways, ports = ("tls_name", "tls_custom_cert", "tls_internal"), ("http_port", "https_port")
     if not any(name in broken for name in ways):
         if settings.tls_custom_cert and settings.tls_internal:
-            yield ways, "TLS_INTERNAL=true and TLS_CUSTOM_CERT=true exclude each other; set one of them"
+            yield ways, BOTH_WAYS.told()[0]
         if settings.tls_internal and not settings.tls_name:
-            yield ways, "TLS_INTERNAL=true needs TLS_NAME, the name that the certificate is for"
+            yield ways, NAMELESS.told(variable="TLS_INTERNAL")[0]
         if settings.tls_custom_cert and not settings.tls_name:
-            yield ways, "TLS_CUSTOM_CERT=true needs TLS_NAME, the name that the certificate is for"
+            yield ways, NAMELESS.told(variable="TLS_CUSTOM_CERT")[0]
     if any(name in broken for name in ("tls_name", *ports)):
         return
     if settings.tls_name and settings.http_port == settings.https_port:
-        yield ports, f"HTTP_PORT and HTTPS_PORT are both {settings.http_port}; allowed: two different ports"
+        yield ports, SAME_PORT.told(port=settings.http_port)[0]
     taken = (settings.http_port, settings.https_port) if settings.tls_name else (settings.http_port,)
     if "metrics_port" not in broken and settings.metrics_port in taken:
-        yield (
-            ("metrics_port", *ports),
-            f"METRICS_PORT={settings.metrics_port} is the library's; allowed: a port of its own",
-        )
+        yield ("metrics_port", *ports), PORT_TAKEN.told(port=settings.metrics_port)[0]
 
 
 def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings: list[str]) -> str:
@@ -352,23 +365,21 @@ def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings
     for old, new in ALIASES.items():
         if new == variable and old in environ:
             if text:
-                warnings.append(f"{old} is ignored, because {new} is set")
+                warnings.append(OLD_IGNORED.told(old=old, new=new)[0])
             else:
-                warnings.append(f"{old} is an old name; rename it to {new}")
+                warnings.append(OLD_NAME.told(old=old, new=new)[0])
                 text = environ[old]
     file = environ.get(f"{variable}_FILE") if secret else None
     if not file:
         return text
     if text:
-        raise SettingsError(f"{variable} and {variable}_FILE are both set; keep one of them")
+        raise SettingsError(*TWICE.told(variable=variable))
     try:
         text = Path(file).read_text(encoding="utf-8").strip("\ufeff").rstrip("\r\n")
     except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"{variable}_FILE={file!r} cannot be read ({error}); allowed: a readable text file"
-        ) from None
+        raise SettingsError(*FILE_UNREADABLE.told(variable=variable, file=repr(file), error=error)) from None
     if not text:
-        raise SettingsError(f"{variable}_FILE={file!r} is empty; allowed: a file that holds the value")
+        raise SettingsError(*FILE_EMPTY.told(variable=variable, file=repr(file)))
     return text
 
 
@@ -377,7 +388,7 @@ def _convert(variable: str, metadata: Mapping[str, Any], text: str) -> Any:  # n
         return metadata["type"].convert(text, None, None)
     except click.BadParameter as error:
         shown = "***" if metadata["type"].hidden else repr(text)
-        raise SettingsError(f"{variable}={shown} cannot be used; allowed: {error.message}") from None
+        raise SettingsError(*CANNOT_BE.told(variable=variable, value=shown, allowed=error.message)) from None
 
 
 def _misspelt(environ: Mapping[str, str]) -> list[str]:
@@ -386,8 +397,9 @@ def _misspelt(environ: Mapping[str, str]) -> list[str]:
     known |= {f"{field.name.upper()}_FILE" for field in fields if field.metadata["secret"]}
     warnings = []
     for name in sorted(set(environ) - known):
-        if name.startswith(PREFIXES):
-            likely = difflib.get_close_matches(name, known, n=1)
+        is_ours = name.startswith(PREFIXES)
+        likely = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if is_ours else LIKENESS)
+        if is_ours or likely:
             hint = f"; did you mean {likely[0]}?" if likely else ""
-            warnings.append(f"{name} is not a setting of this program{hint}")
+            warnings.append(NOT_OURS.told(variable=name, hint=hint)[0])
     return warnings

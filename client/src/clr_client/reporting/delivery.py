@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from clr_client.errors import SettingsError
+from clr_client.errors import SettingsError, Trouble
 from clr_client.reporting import courier
 
 if TYPE_CHECKING:
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
     from clr_client.reporting.messages import Message
 
+NO_SUCH_SERVICE = Trouble(
+    "NOTIFY_URLS cannot be used: entry {entry}: {reason}",
+    "The form of each service's URL: https://appriseit.com/services/",
+)
+NOT_LOOKED_AT = Trouble(
+    "NOTIFY_URLS could not be looked at ({reason}), so messages may not go out", "Install apprise; the image has it"
+)
 TOO_LATE = f"no answer within {courier.LIMIT_SECONDS} s"
 PASSED_ON = re.compile(r"(?i)PATH|HOME|LANG|TZ|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|(https?|all|no)_proxy")
 """The variables that the process gets: where proxies and certificates are, and no setting of ours."""
@@ -50,12 +57,9 @@ async def check(urls: Sequence[str]) -> str:
     reasons = await _deliver({"do": "check", "urls": list(urls)})
     for number, (url, reason) in enumerate(zip(urls, reasons, strict=True)):
         if reason == courier.UNKNOWN:
-            raise SettingsError(
-                f"NOTIFY_URLS cannot be used: entry {named(number, url)}: {reason}",
-                "The form of each service's URL: https://appriseit.com/services/",
-            )
+            raise SettingsError(*NO_SUCH_SERVICE.told(entry=named(number, url), reason=reason))
     problem = next(filter(None, reasons), "")
-    return f"NOTIFY_URLS could not be looked at ({problem}), so messages may not go out" if problem else ""
+    return NOT_LOOKED_AT.told(reason=problem)[0] if problem else ""
 
 
 def named(number: int, url: str) -> str:

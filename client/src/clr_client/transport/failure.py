@@ -32,9 +32,7 @@ KEY_REFUSED = Trouble(
     " server and port?",
 )
 REFUSED_BY_RRSYNC = Trouble("the server {peer} refuses: {said}", "Look at the server's log")
-NO_CONNECTION = Trouble(
-    "no connection to {peer}{said}", "Is the server running, and its port open here? Look at SYNC_PEER and SYNC_PORT"
-)
+NO_CONNECTION = Trouble("no connection to {peer}{said}")
 LIBRARY_UNREADABLE = Trouble(
     "the server {peer} cannot read its library (rsync code {code}){said}",
     "Check at the server that the folder is mounted and readable by its account (SYNCER_UID)",
