@@ -18,7 +18,7 @@ HEAD: Final = ("SITE", "STATE", "VERSION", "ITEMS", "HELD", "LAST", "NEXT", "SEN
 RIGHT: Final = frozenset({"VERSION", "ITEMS", "HELD", "LAST", "NEXT", "SENT", "SAVED", "FREE", "CERT"})
 LEAST_WANTED: Final = ("CERT", "SAVED", "SENT", "FREE", "ITEMS", "NEXT", "VERSION", "HELD", "LAST")
 """What goes first where there is no room."""
-LEAST_NOTE: Final = 24
+LEAST_NOTE: Final = 40
 MOST_NAME: Final = 30
 COLOURS: Final = {"bad": "red", "notice": "yellow", "good": "green"}
 
@@ -70,9 +70,8 @@ def _fitting(wide: dict[str, int], width: int | None) -> list[str]:
 def summary(rows: Sequence[Row], now: datetime) -> str:
     """Return all of it in one line."""
     counts = {level: sum(row.level == level for row in rows) for level in COLOURS}
-    parts = [f"{counts['good']} well"]
-    parts += [f"{counts['notice']} to look at"] if counts["notice"] else []
-    parts += [f"{counts['bad']} not well"] if counts["bad"] else []
+    words = {"good": "well", "notice": "to look at", "bad": "not well"}
+    parts = [f"{counts[level]} {word}" for level, word in words.items() if counts[level]]
     sites = "1 site" if len(rows) == 1 else f"{len(rows)} sites"
     return f"{sites}: {', '.join(parts)} (read {now.astimezone():%H:%M:%S})"
 
