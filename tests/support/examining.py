@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from clr_client.errors import Trouble
 
 ANYWHERE = (TOO_SLOW, CANNOT_LOOK)
-USING = {"clock": ("listing",), "plan": ("listing", "file system"), "space": ("plan",), "ports": ("clr run",), "subscriber": ("clr run",)}
+USING = {
+    "clock": ("listing",),
+    "plan": ("listing", "file system"),
+    "space": ("plan",),
+    "ports": ("clr run",),
+    "subscriber": ("clr run",),
+}
 """Checks that are told more by others, and make sense without them."""
 
 
