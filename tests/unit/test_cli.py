@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 COMMANDS = [
     "check",
     "doctor",
+    "fleet",
     "healthcheck",
+    "notify",
     "plan",
     "publish",
     "repack",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from clr_client.reporting import logs, overview, status, verdict
+from clr_client.reporting import context, logs, overview, status, verdict
 from clr_client.reporting.document import describe
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
 from clr_client.reporting.status import FAILED, PARTIAL, PAUSED, SUCCESS, Held, Report, Status
@@ -163,6 +166,53 @@ def test_json_lines_have_time_level_logger_and_message(pipe: Pipe) -> None:
     assert (first["level"], first["logger"], first["message"]) == ("error", "clr.x", "ünï")
     assert first["time"].endswith("+00:00")
     assert "KeyError" in second["traceback"]
+
+
+def test_lines_of_a_run_bear_its_id_and_lines_of_a_named_site_its_name(pipe: Pipe) -> None:
+    logs.configure(BERLIN, stream=pipe.stream, site="berlin")
+    logging.getLogger("clr").info("before")
+    with context.running() as run:
+        logging.getLogger("clr").warning("within")
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(logging.getLogger("clr").info, "beside"))
+        thread.start()
+        thread.join()
+    logging.getLogger("clr").info("after")
+    shown = [line.partition(" ")[2] for line in pipe.lines()]
+    assert shown == [
+        "berlin before",
+        f"berlin [{run[-6:]}] warning: within",
+        f"berlin [{run[-6:]}] beside",
+        "berlin after",
+    ]
+
+
+def test_json_lines_have_site_run_item_and_numbers(pipe: Pipe) -> None:
+    logs.configure(BERLIN, form="json", stream=pipe.stream, site="berlin")
+    with context.running() as run:
+        logging.getLogger("clr").warning("%s is held", EVIL, extra=context.about(item=EVIL, bytes=5))
+    logging.getLogger("clr").info("after")
+    within, after = (json.loads(line) for line in pipe.lines())
+    assert (within["site"], within["run"], within["bytes"]) == ("berlin", run, 5)
+    assert within["item"] == printable(EVIL)
+    assert (after["site"], after["run"]) == ("berlin", "")
+    assert "item" not in after
+
+
+LINE = re.compile(r"\S+ berlin (?:\[(?P<run>[0-9a-f]{6})\] )?(?:(?P<level>warning|error|debug): )?(?P<text>.*)")
+PRETENDED = st.sampled_from(["[abcdef] ", "error: ", "Warning: ", "[abcdef] error: ", "[] ", "[::1]:22: "])
+
+
+@given(
+    st.sampled_from(["INFO", "WARNING", "ERROR"]), st.booleans(), st.builds("".join, st.lists(PRETENDED | st.text()))
+)
+def test_no_text_can_pass_for_what_stands_before_it(level: str, is_run: bool, text: str) -> None:
+    record = logging.LogRecord("clr", getattr(logging, level), "", 0, "%s", (text,), None)
+    with context.running() if is_run else nullcontext("") as run:
+        found = LINE.fullmatch(logs._Lines(BERLIN, "berlin").format(record))
+    assert found
+    assert (found["run"] or "") == run[-6:]
+    assert (found["level"] or "info") == level.lower()
+    assert found["text"][:1] in {printable(text)[:1], "\\"}
 
 
 def test_a_reader_that_stands_still_stops_nobody(restored: None) -> None:
@@ -348,12 +398,34 @@ LIBRARY = {"name": "L", "id": "urn:uuid:x", "version": 7, "generation": 4, "item
 def test_a_run_in_one_line() -> None:
     done = report(
         added=("a", "b"), updated=("c",), held=(Held("d", "why"),), sent_bytes=400, received_bytes=600,
-        planned_bytes=5_000_000, version=7, seconds=75.0,
+        planned_bytes=5_000_000, literal_bytes=2_000_000, matched_bytes=3_000_000, version=7, seconds=75.0,
     )  # fmt: skip
     assert done.summary == (
-        "success: 2 added, 1 updated, 0 removed, 1 held; 1.0 kB crossed the line for 5.0 MB of changed files;"
-        " library version 7; 1 min 15 s"
+        "success: 2 added, 1 updated, 0 removed, 1 held; 1.0 kB crossed the line for 5.0 MB of changed files"
+        " (2.0 MB new, 3.0 MB saved); library version 7; 1 min 15 s"
     )
+    assert done.facts == {
+        "result": "success",
+        "error": "",
+        "trigger": "schedule",
+        "peer": "",
+        "generation": None,
+        "version": 7,
+        "added": 2,
+        "updated": 1,
+        "removed": 0,
+        "held": 1,
+        "went_back": 0,
+        "mended": 0,
+        "damaged": 0,
+        "planned_bytes": 5_000_000,
+        "literal_bytes": 2_000_000,
+        "matched_bytes": 3_000_000,
+        "saved_bytes": 3_000_000,
+        "sent_bytes": 400,
+        "received_bytes": 600,
+        "seconds": 75.0,
+    }
     assert report(PARTIAL, error="the line dropped").summary.endswith("nothing published yet; 0 s (the line dropped)")
     assert report(PAUSED, error="rolled back").summary == "paused: rolled back"
     assert "; no file had to be fetched; " in report(version=7).summary

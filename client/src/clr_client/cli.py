@@ -74,7 +74,8 @@ def _settings() -> Settings:
 def _working() -> Settings:
     """Read the settings for a command that does work: what it does is logged."""
     loaded, warnings = settings.load(os.environ)
-    logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
+    site = loaded.site if loaded.log_format == "json" else loaded.site_name
+    logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level, site=site)
     for warning in warnings:
         logging.getLogger("clr").warning("%s", warning)
     return loaded

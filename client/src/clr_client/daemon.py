@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from clr_client import __version__, transport
 from clr_client.errors import ClrError, LockedError
 from clr_client.integrity.verification import verify as verify_library
-from clr_client.reporting import delivery
+from clr_client.reporting import context, delivery
 from clr_client.reporting.messenger import Heartbeat, Messenger
 from clr_client.settings import PREFIXES
 from clr_client.store import Store
-from clr_client.sync import synchronise
+from clr_client.sync import next_due, synchronise
 from clr_client.text import span
 from clr_client.watch import Watcher
 from clr_client.web import caddy
@@ -173,9 +173,9 @@ class Work:
         while True:
             trigger, self._trigger = self._trigger, "schedule"
             started = self.now()
-            await self._sync(trigger)
+            is_announced = await self._sync(trigger)
             self.skipped += self._skipped(self.settings.sync_schedule, started, "syncs")
-            self._trigger = await self.due()
+            self._trigger = await self.due(is_announced=is_announced)
 
     async def keep_verifying(self) -> None:
         """Verify on schedule, for ever."""
@@ -186,20 +186,30 @@ class Work:
             await self._verify()
             self._skipped(schedule, started, "verifications")
 
-    async def due(self) -> str:
-        """Wait until the next sync is due, and return what triggers it: schedule, or hand."""
-        next_run = await self._until(self.settings.sync_schedule, "sync", self._asked_within)
+    async def due(self, *, is_announced: bool = False) -> str:
+        """Wait until the next sync is due, and return what triggers it: schedule, or hand.
+
+        :param is_announced: when that is was said already.
+        """
+        schedule = self.settings.sync_schedule
+        next_run = await self._until(schedule, "sync", self._asked_within, is_announced=is_announced)
         if next_run is None or (self.settings.sync_delay and await self._delayed(next_run)):
             return "hand"
         return "schedule"
 
     async def _until(
-        self, schedule: Schedule, what: str, asked_within: Callable[[float], Awaitable[bool]]
+        self,
+        schedule: Schedule,
+        what: str,
+        asked_within: Callable[[float], Awaitable[bool]],
+        *,
+        is_announced: bool = False,
     ) -> datetime | None:
         """Wait until a run is due, and return when that was; None when asked to run at once."""
         reference = self.now()
         next_run = self._next(schedule, reference)
-        log.info("the next %s is due %s", what, self._local(next_run))
+        if not is_announced:
+            log.info("the next %s is due %s", what, self._local(next_run))
         while (remaining := (next_run - self.now()).total_seconds()) > 0:
             if await asked_within(min(remaining, self.slice)):
                 return None
@@ -238,34 +248,45 @@ class Work:
             return False
         return True
 
-    async def _sync(self, trigger: str) -> None:
-        """Run one sync; whatever goes wrong in it is logged, and the next one may do better."""
+    async def _sync(self, trigger: str) -> bool:
+        """Run one sync; whatever goes wrong in it is logged, and the next one may do better.
+
+        :returns: whether the line about its end said when the next one is due.
+        """
         async with self.turn:
             self.asked.clear()
-            log.info("sync starts (%s)", trigger)
-            self.free.clear()
-            try:
-                await self.sync(self.settings, trigger=trigger)
-            except LockedError as error:
-                log.warning("sync skipped: %s", error)
-            except ClrError as error:
-                log.error("sync failed: %s", error)
-            except Exception:
-                log.exception("sync failed unexpectedly; please report this")
-            finally:
-                self.free.set()
+            with context.running():
+                log.info("sync starts (%s)", trigger)
+                self.free.clear()
+                try:
+                    return await self.sync(self.settings, trigger=trigger) is not None
+                except LockedError as error:
+                    log.warning("sync skipped: %s; %s", error, self._announcement())
+                    return True
+                except ClrError as error:
+                    log.error("sync failed: %s; %s", error, self._announcement(), extra=context.about(**error.facts))
+                    return True
+                except Exception:
+                    log.exception("sync failed unexpectedly; please report this")
+                    return False
+                finally:
+                    self.free.set()
+
+    def _announcement(self) -> str:
+        return next_due(self.settings, self._next(self.settings.sync_schedule, self.now()))
 
     async def _verify(self) -> None:
         """Verify once; whatever goes wrong in it is logged, and the next one may do better."""
-        log.info("verification starts")
-        try:
-            done = await self.verify(self.settings, trigger="schedule", free=self.free, turn=self.turn)
-        except ClrError as error:
-            log.error("verification failed: %s", error)
-        except Exception:
-            log.exception("verification failed unexpectedly; please report this")
-        else:
-            log.log(logging.WARNING if done.found else logging.INFO, "verification: %s", done.summary)
+        with context.running():
+            log.info("verification starts")
+            try:
+                done = await self.verify(self.settings, trigger="schedule", free=self.free, turn=self.turn)
+            except ClrError as error:
+                log.error("verification failed: %s", error)
+            except Exception:
+                log.exception("verification failed unexpectedly; please report this")
+            else:
+                log.log(logging.WARNING if done.found else logging.INFO, "verification: %s", done.summary)
 
     def _skipped(self, schedule: Schedule, started: datetime, what: str) -> int:
         """Count the runs that were due while one ran."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class ClrError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.facts: dict[str, Any] = {}
+        """What a log line as JSON says beside the text: a failed run in numbers."""
 
     def __str__(self) -> str:
         return f"{self.message}. {self.remedy}" if self.remedy else self.message

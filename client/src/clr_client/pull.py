@@ -24,6 +24,7 @@ from clr_client.content.digests import DigestCache
 from clr_client.content.items import scan
 from clr_client.errors import GuardError, TransportError
 from clr_client.plan import Action, Choice, Plan, guard, make_plan
+from clr_client.reporting.context import about
 from clr_client.threads import to_end
 from clr_client.transport.batches import divide, workers
 
@@ -252,6 +253,7 @@ def _warn_of_going_back(pulled: Pulled, link: Link) -> None:
                 item.key,
                 link.peer,
                 ", ".join(file.name for file in item.older),
+                extra=about(item=item.key),
             )
 
 

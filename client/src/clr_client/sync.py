@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from clr_client.store import Store
 from clr_client.threads import to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from clr_client.files import FileInfo
     from clr_client.reporting.status import Status, Verification
@@ -56,7 +57,13 @@ async def synchronise(
     """
     settings.require_peer()
     store = Store(settings.clr_library_dir)
-    with context.running() as run, store.locked(trigger), Running(store.running, run, trigger, _now()) as shown:
+    with (
+        context.running() as run,
+        _summing_up(settings) as sum_up,
+        store.locked(trigger),
+        Running(store.running, run, trigger, _now()) as shown,
+    ):
+        failure: Exception | None = None
         started = time.monotonic()
         report = Report(trigger=trigger, started=shown.since, run=run)
         watching = Observers(observer or LogLines(), ProgressFile(store.progress), shown)
@@ -67,6 +74,7 @@ async def synchronise(
             report = dataclasses.replace(report, result=statuses.FAILED, error=str(failure))
             raise failure from error
         except Exception as error:
+            failure = error
             report = dataclasses.replace(report, result=statuses.FAILED, error=str(error) or repr(error))
             raise
         except asyncio.CancelledError:
@@ -77,8 +85,35 @@ async def synchronise(
         finally:
             watching.finish(report.error if report.result == statuses.FAILED else "")
             report = dataclasses.replace(report, ended=_now(), seconds=round(time.monotonic() - started, 1))
-            _record(store, report)
+            report = _record(store, report)
+            sum_up(report, failure)
         return report
+
+
+@contextmanager
+def _summing_up(settings: Settings) -> Iterator[Callable[[Report, Exception | None], None]]:
+    """Log a run in one line, once nothing of it is left; of a failed one, whoever catches its error logs it."""
+    ended: list[Report] = []
+
+    def sum_up(report: Report, failure: Exception | None) -> None:
+        if failure is None:
+            ended.append(report)
+        elif isinstance(failure, ClrError):
+            failure.facts = report.facts
+
+    try:
+        yield sum_up
+    finally:
+        following = settings.sync_schedule.next_after(datetime.now(UTC), settings.tz)
+        for report in ended:
+            level = logging.INFO if report.result in {statuses.SUCCESS, statuses.PAUSED} else logging.WARNING
+            facts = context.about(**report.facts, next_sync=following.astimezone(UTC).isoformat(timespec="seconds"))
+            log.log(level, "%s; %s", report.summary, next_due(settings, following), extra=facts)
+
+
+def next_due(settings: Settings, following: datetime) -> str:
+    """Say when the next sync is due."""
+    return f"the next sync is due {following.astimezone(settings.tz):%a %Y-%m-%d %H:%M %Z}"
 
 
 async def _sync(settings: Settings, store: Store, report: Report, observer: Observer, *, allow_deletes: bool) -> Report:
@@ -123,7 +158,7 @@ async def open_library(settings: Settings, store: Store, observer: Observer) -> 
         published, held = await publish(settings, store, None, pulled, original)
         log.info("adopted %d items of library %s", len(published.items) if published else 0, original.id)
         for item in held:
-            log.warning("%s is held: %s", item.key, item.reason)
+            log.warning("%s is held: %s", item.key, item.reason, extra=context.about(item=item.key))
     return published
 
 
@@ -217,24 +252,27 @@ def _describe(
     )
 
 
-def _record(store: Store, report: Report) -> None:
-    """Log the run's summary and add it to the status file, whose loss would lose nothing but history."""
-    level = logging.INFO if report.result in {statuses.SUCCESS, statuses.PAUSED} else logging.WARNING
+def _record(store: Store, report: Report) -> Report:
+    """Log what became of items, and add the run to the status file, whose loss would lose nothing but history."""
+    for what, names in (("added", report.added), ("updated", report.updated), ("removed", report.removed)):
+        for name in names[: statuses.MOST_NAMED]:
+            log.info("%s: %s", name, what, extra=context.about(item=name))
+        if len(names) > statuses.MOST_NAMED:
+            log.info("%d more items: %s", len(names) - statuses.MOST_NAMED, what)
     for held in report.held[: statuses.MOST_HELD]:
-        log.warning("%s is held: %s", held.key, held.reason)
+        log.warning("%s is held: %s", held.key, held.reason, extra=context.about(item=held.key))
     if len(report.held) > statuses.MOST_HELD:
         log.warning("%d more items are held", len(report.held) - statuses.MOST_HELD)
     for damage in report.damaged:
-        log.warning("damaged: %s", damage)
-    if report.result != statuses.FAILED:
-        log.log(level, "%s", report.summary)
+        log.warning("damaged: %s", damage, extra=context.about(item=damage.item))
     try:
         number = store.current_number()
         library = describe_library(store) if number is not None else None
-        ended = dataclasses.replace(report, generation=number)
-        record(store, lambda status: status.after(ended, library))
+        report = dataclasses.replace(report, generation=number)
+        record(store, lambda status: status.after(report, library))
     except (OSError, ClrError) as error:
         log.warning("the status file cannot be written: %s", error)
+    return report
 
 
 def record(store: Store, change: Callable[[Status], Status], verification: Verification | None = None) -> None:

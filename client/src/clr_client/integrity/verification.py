@@ -95,7 +95,7 @@ async def verify(
         )
         if repairing:
             for damage in done.damaged:
-                log.warning("damaged: %s", damage)
+                log.warning("damaged: %s", damage, extra=context.about(item=damage.item))
         try:
             record(store, lambda status: status, done)
         except OSError as failure:

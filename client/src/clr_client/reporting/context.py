@@ -1,4 +1,6 @@
-"""Which run the running code belongs to: the id that its log lines, its report and its running state share."""
+"""What a log line is about: the run that the running code belongs to, whose id its report and its running state share
+too, and what the code itself says of an event beside its text.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import secrets
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +23,21 @@ def run_id() -> str:
 
 @contextmanager
 def running() -> Iterator[str]:
-    """Be a new run within the block. Yields its id: month, day and time of the beginning in UTC, and chance."""
+    """Be a run within the block: the one that is at work here already, or a new one.
+
+    Yields its id: month, day and time of the beginning in UTC, and chance.
+    """
+    if known := _run.get():
+        yield known
+        return
     number = f"{datetime.now(UTC):%m%d-%H%M}-{secrets.token_hex(3)}"
     token = _run.set(number)
     try:
         yield number
     finally:
         _run.reset(token)
+
+
+def about(**facts: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """Return the ``extra`` of a log call: fields of its line as JSON; ``item`` is the item concerned."""
+    return {"facts": facts}

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from clr_client.reporting.context import about
 from clr_client.text import size, span
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class LogLines(Observer):
             size(rate),
             left,
             f", {file}" if file else "",
+            extra=about(done_bytes=done, total_bytes=total, rate=round(rate), file=file or ""),
         )
 
 

@@ -97,7 +97,17 @@ class Report:
         crossed = self.sent_bytes + self.received_bytes
         if not crossed:  # rsync counts only the transfers that it ends itself
             return f"the transfer of {size(self.planned_bytes)} of changed files was cut"
-        return f"{size(crossed)} crossed the line for {size(self.planned_bytes)} of changed files"
+        kinds = f"{size(self.literal_bytes)} new, {size(self.saved_bytes)} saved"
+        return f"{size(crossed)} crossed the line for {size(self.planned_bytes)} of changed files ({kinds})"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The run in numbers, for a log line as JSON."""
+        names = ("added", "updated", "removed", "held", "went_back", "mended", "damaged")
+        counts = {name: len(getattr(self, name)) for name in names}
+        numbers = ("planned_bytes", "literal_bytes", "matched_bytes", "saved_bytes", "sent_bytes", "received_bytes")
+        plain = ("result", "error", "trigger", "peer", *numbers, "seconds", "generation", "version")
+        return {**counts, **{name: getattr(self, name) for name in plain}}
 
 
 @dataclass(frozen=True, slots=True)
