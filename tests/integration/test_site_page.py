@@ -277,11 +277,11 @@ def test_nothing_is_wider_than_a_small_phone(browser: Browser, site: Shown, name
     document = showcase(name)
     document["items"] = [*document["items"][:3], *documents.document()["items"]]
     document["items"][0] |= {"name": LONG, "bytes": 999_900_000_000_000, "version": 123456789}
-    document["held"] = [documents.held(LONG, f"{LONG} is missing", 3)]
+    document["held"] = document["held"] and [documents.held(LONG, f"{LONG} is missing", 3)]
     document["site"] = LONG
     if document["running"]:
         document["running"] |= {"file": LONG, "stage": LONG}
-    for options in ({}, {"java_script_enabled": False}):
+    for options in ({}, {"java_script_enabled": False})[: 2 if document["held"] or document["running"] else 1]:
         with View(browser, viewport=PHONE, **options) as view:
             page = _open(view, site, document)
             for summary in page.locator("summary").all():
@@ -347,7 +347,8 @@ def test_ten_thousand_items_can_be_filtered(browser: Browser, site: Shown) -> No
         page = _open(view, site, {**showcase("healthy"), "items": items})
         page.get_by_label("Filter by name").fill("0999")
         expect(page.locator("#filter").get_by_role("status")).to_have_text("11 of 10000")
-        assert page.locator("#items tbody tr:visible").count() == 11
+        shown = "[...document.querySelectorAll('#items tbody tr')].filter(row => row.offsetHeight).length"
+        assert page.evaluate(shown) == 11
         _is_well_behaved(view, site)
 
 

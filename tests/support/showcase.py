@@ -40,7 +40,7 @@ def _items() -> list[dict[str, Any]]:
         changed = NOW - timedelta(days=chance.choice([1, 1, 2, 5, 9, 16, 23, 44, 80]), hours=chance.randrange(6))
         items.append(
             {
-                "name": name.removesuffix(".iso"),
+                "name": name,
                 "type": "vcsp.iso" if is_disc else "vcsp.ovf",
                 "version": 1 if is_disc else chance.randrange(2, 19),
                 "files": 1 if is_disc else chance.choice([3, 3, 4]),

@@ -175,7 +175,7 @@ function showProgress(running) {
   say(total ? `${running.stage}: ${percent - (percent % 10)} %` : running.stage);
 }
 
-const partsOf = (page) => [...page.querySelectorAll("main > section, .pair > section")];
+const partsOf = (page) => [...page.querySelectorAll("header, main > section, .pair > section")];
 
 function remember(page) {
   parts.clear();
@@ -203,6 +203,7 @@ async function renew() {
     }
     main().dataset.state = fresh.dataset.state;
   } else {
+    find("top").replaceWith(document.adoptNode(page.getElementById("top")));
     main().replaceWith(document.adoptNode(fresh));
     improve(main());
   }
