@@ -147,8 +147,10 @@ class Bar:
     def _on_terminal(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # the terminal was closed
+        except OSError:  # the terminal was closed; what waits to be written goes nowhere, or it would be a failure
             _drawn.clear()
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class _Speed:
