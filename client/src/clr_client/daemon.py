@@ -21,6 +21,7 @@ from clr_client.errors import ClrError, LockedError
 from clr_client.integrity.verification import verify as verify_library
 from clr_client.reporting import context, delivery
 from clr_client.reporting.messenger import Heartbeat, Messenger
+from clr_client.reporting.metrics import Metrics
 from clr_client.settings import PREFIXES
 from clr_client.store import Store
 from clr_client.sync import next_due, synchronise
@@ -133,7 +134,7 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
 
 def listeners(settings: Settings) -> list[Listener]:
     """Return who is told of the site."""
-    found: list[Listener] = [Page(settings)]
+    found: list[Listener] = [Page(settings), Metrics(settings)]
     if settings.notify_urls:
         found.append(Messenger(settings, Store(settings.clr_library_dir)))
     if settings.heartbeat_url:
