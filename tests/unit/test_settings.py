@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -96,6 +97,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     ],
     "HTTP_PORT": [("8080", 8080)],
     "HTTPS_PORT": [("8443", 8443)],
+    "METRICS_PORT": [("0", 0), ("9101", 9101)],
+    "SITE_NAME": [("Berlin-Mitte Ü", "Berlin-Mitte Ü")],
     "NOTIFY_URLS": [
         ("json://a/b", ("json://a/b",)),
         (
@@ -149,6 +152,8 @@ BAD: dict[str, list[str]] = {
     "TLS_INTERNAL": ["ca"],
     "HTTP_PORT": ["0"],
     "HTTPS_PORT": ["70000"],
+    "METRICS_PORT": ["70000", "-1", "none"],
+    "SITE_NAME": ["a\nb", "\x1b[0m", "x" * 81],
     "NOTIFY_URLS": ["garbage", "json://a, garbage", "garbage json://a", "://x", "json://", "json://a\x1b[0m"],
     "NOTIFY_EVENTS": [",", "failures", "all,held", "failure held"],
     "NOTIFY_STALE_AFTER": ["never", "-1", "2w"],
@@ -343,6 +348,8 @@ def test_an_unlikely_name_is_warned_about_without_a_guess_and_foreign_variables_
         ({"TLS_INTERNAL": "true"}, "TLS_INTERNAL=true needs TLS_NAME"),
         ({"TLS_INTERNAL": "true", "TLS_CUSTOM_CERT": "true", "TLS_NAME": "x"}, "exclude each other"),
         ({"TLS_NAME": "x", "HTTP_PORT": "443"}, "HTTP_PORT and HTTPS_PORT are both 443"),
+        ({"METRICS_PORT": "80"}, "METRICS_PORT=80 is the library's"),
+        ({"TLS_NAME": "x", "METRICS_PORT": "443"}, "METRICS_PORT=443 is the library's"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(environment: dict[str, str], text: str) -> None:
@@ -418,3 +425,9 @@ def test_a_survey_of_good_settings_is_what_load_returns() -> None:
     found = settings.survey(environ)
     assert (found.settings, list(found.warnings)) == load(environ)
     assert (found.errors, found.broken) == ((), frozenset())
+
+
+def test_a_site_is_called_by_its_name_or_that_of_its_certificate_or_its_hosts() -> None:
+    assert load({"SITE_NAME": "berlin", "TLS_NAME": "x.example.com"})[0].site == "berlin"
+    assert load({"TLS_NAME": "x.example.com"})[0].site == "x.example.com"
+    assert load({})[0].site == socket.gethostname()
