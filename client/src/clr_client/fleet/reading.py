@@ -131,6 +131,8 @@ def _unread(site: Site, error: ProbeError, timeout: float) -> Reading:
         return Reading(site, None, UNREACHABLE, f"did not answer within {span(timeout)}")
     reason = error.message.removeprefix(f"{shown(site.status_url)} ")
     is_silent = isinstance(error.__cause__, OSError) and error.probe != "CERTIFICATE_ERROR"
+    if is_silent:
+        reason = reason.removeprefix("cannot be read: ").strip("'")
     return Reading(site, None, UNREACHABLE if is_silent else UNREADABLE, reason)
 
 
