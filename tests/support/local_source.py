@@ -35,7 +35,7 @@ class LocalSource:
         transport.list_source = self.list_source
         transport.fetch = self.fetch
 
-    async def list_source(self, link: Link) -> Listing:
+    async def list_source(self, link: Link, *_: object) -> Listing:
         """List the folder, whatever the server is called."""
         assert link.peer
         return Listing(scan(self.folder), complete=True, problems=())

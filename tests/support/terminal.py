@@ -46,9 +46,9 @@ class Terminal:
         """Whether the cursor can be seen."""
         return self.text.rfind("\x1b[?25h") >= self.text.rfind("\x1b[?25l")
 
-    def shows(self, pattern: str, seconds: float = 30) -> re.Match[str]:
+    def shows(self, pattern: str, seconds: float = 30) -> None:
         """Wait until something was written."""
-        return wait_until(lambda: re.search(pattern, self.text), seconds, f"{pattern!r} in {self.text!r}")
+        wait_until(lambda: re.search(pattern, self.text), seconds, f"{pattern!r} on the terminal")
 
     def end(self, seconds: float = 120) -> int:
         """Wait for the program's end; its exit code."""
