@@ -82,6 +82,16 @@ def test_a_later_visit_is_a_new_one_and_a_failed_one_keeps_the_last_success() ->
     assert (oslo["last_success"], oslo["failures"]) == ("2026-11-22T01:30:03+00:00", 1)
 
 
+def test_a_visit_is_a_success_only_when_its_last_session_is() -> None:
+    first, rest = SYNC.splitlines()[:3], SYNC.splitlines()[3:]
+    listed = sites("\n".join(first))["oslo"]
+    assert listed["last_success"] == "2026-11-21T23:24:09+00:00"
+    assert sites("\n".join([*first, rest[0]]))["oslo"]["last_success"] is None
+    broken = [line.replace("exit=0", "exit=12") for line in rest[:4]]
+    cut = sites("\n".join([*first, *broken]))["oslo"]
+    assert (cut["state"], cut["last_success"], cut["failures"]) == ("exit 12", None, 2)
+
+
 def test_a_session_that_runs_is_running_until_the_server_starts_anew() -> None:
     begun = "\n".join(SYNC.splitlines()[:4]) + "\n"
     assert (sites(begun)["oslo"]["state"], sites(begun)["oslo"]["seconds"]) == ("running", None)
@@ -114,6 +124,36 @@ def test_what_compose_and_docker_put_in_front_of_a_line_does_no_harm() -> None:
     for front in ("clr-server  | ", "2026-11-22T01:30:03.123456789Z ", "clr-server | 2026-11-22T01:30:03.1Z "):
         log = "".join(front + line + "\n" for line in SYNC.splitlines())
         assert sites(log)["oslo"]["sessions"] == 4
+
+
+# The log that docs/how-to/which-sites.md shows the table of
+EXAMPLE = """\
+key berlin.pub: accepted for site berlin, ssh-ed25519 SHA256:IA3w
+key lima.pub: accepted for site lima, ssh-ed25519 SHA256:0000
+key oslo.pub: accepted for site oslo, ssh-ed25519 SHA256:0001
+key rio.pub: accepted for site rio, ssh-ed25519 SHA256:0002
+serving /syncer/library on port 22; 200 sites may log in at the same moment
+2026-11-20T22:40:00+0000 serve-library: site=lima address=203.0.113.4 session=9 end exit=0 seconds=2 sent=41230 received=80
+2026-11-20T21:05:10+0000 serve-library: site=oslo address=198.51.100.20 session=11 end exit=0 seconds=1 sent=41230 received=80
+2026-11-21T21:00:11+0000 serve-library: site=berlin address=192.0.2.7 session=15 start
+2026-11-21T21:00:12+0000 serve-library: site=berlin address=192.0.2.7 session=15 end exit=0 seconds=1 sent=41230 received=80
+2026-11-21T21:00:14+0000 serve-library: site=berlin address=192.0.2.7 session=17 start
+2026-11-21T21:03:40+0000 serve-library: site=oslo address=198.51.100.20 session=19 start
+2026-11-21T21:03:41+0000 serve-library: site=oslo address=198.51.100.20 session=19 end exit=0 seconds=1 sent=41230 received=80
+2026-11-21T21:03:43+0000 serve-library: site=oslo address=198.51.100.20 session=22 start
+2026-11-21T22:12:43+0000 serve-library: site=oslo address=198.51.100.20 session=22 end exit=12 seconds=4140 sent=1904118273 received=1733310
+2026-11-21T23:05:16+0000 serve-library: site=berlin address=192.0.2.7 session=17 end exit=0 seconds=7502 sent=4812118273 received=9733310
+2026-11-21T23:05:17+0000 serve-library: site=berlin address=192.0.2.7 session=23 start
+2026-11-21T23:05:18+0000 serve-library: site=berlin address=192.0.2.7 session=23 end exit=0 seconds=1 sent=41230 received=80
+2026-11-21T23:30:00+0000 serve-library: site=lima address=203.0.113.4 session=25 start
+2026-11-21T23:30:01+0000 serve-library: site=lima address=203.0.113.4 session=25 end exit=0 seconds=1 sent=41230 received=80
+2026-11-21T23:30:02+0000 serve-library: site=lima address=203.0.113.4 session=26 start
+"""  # noqa: E501
+
+
+def test_the_table_that_the_documentation_shows_is_real() -> None:
+    done = subprocess.run([SERVER / "sites"], input=EXAMPLE.encode(), capture_output=True, check=True)
+    assert done.stdout.decode() in (SERVER.parent / "docs/how-to/which-sites.md").read_text()
 
 
 FORGED = "2026-01-01T00:00:00+0000 serve-library: site=forged address=192.0.2.1 session=1 start"
