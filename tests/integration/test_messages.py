@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import email
 import email.policy
+import re
 import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +23,6 @@ from support.templates import envelope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SECRET = "s3cr3t"
 EVIL = "a\nfake: line <b>bold</b> *stars* [x](http://evil.example) @everyone \x1b[2J"
@@ -94,13 +95,11 @@ def test_what_a_service_did_not_take_is_said_without_a_word_of_its_own(service: 
 def test_a_service_that_never_ends_its_answer_costs_a_limited_time_and_the_others_nothing(
     service: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert courier.LIMIT_SECONDS == 10
-    monkeypatch.setattr(courier, "LIMIT_SECONDS", 6)
     service.slow = True
     with sink() as other:
         started = time.monotonic()
         assert send(url(service), url(other)) == [delivery.TOO_LATE, ""]
-        assert time.monotonic() - started < 9
+        assert 10 <= time.monotonic() - started < 20
         assert other.subjects == [MESSAGE.subject]
         monkeypatch.setattr(courier, "LIMIT_SECONDS", 1)
         assert asyncio.run(delivery.ping(f"http://127.0.0.1:{service.port}/x", "", "")) == delivery.TOO_LATE
@@ -144,6 +143,13 @@ def test_an_address_that_cannot_be_ends_clr_run_with_code_3_its_number_and_schem
     assert SECRET not in done.stdout + done.stderr
 
 
+def test_every_address_that_the_documentation_shows_is_one_that_apprise_understands() -> None:
+    page = Path(__file__).parents[2] / "docs/how-to/messages.md"
+    shown = re.findall(r"^\|[^|]+\| `([a-z]+://[^`]+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(shown) > 5
+    assert asyncio.run(delivery.check(shown)) == ""
+
+
 def test_clr_notify_says_of_each_service_whether_it_took_the_message(service: Sink, tmp_path: Path) -> None:
     secrets = tmp_path / "urls"
     secrets.write_text(f"{url(service)}\njson://127.0.0.1:{free_port()}/{SECRET}\n")
@@ -168,26 +174,26 @@ def test_a_site_tells_each_event_once_and_beats_at_each_run(library: Path, tmp_p
         with Server(library, tmp_path / "server") as server:
             site = Site(tmp_path / "site", server, **environment)
             with running(site):
-                wait_until(lambda: service.subjects, 30, "the first message")
-                wait_until(lambda: monitor.paths[-1:] == [beats], what="the first success")
+                wait_until(lambda: service.subjects, 60, "the first message")
+                wait_until(lambda: monitor.paths[-1:] == [beats], 60, "the first success")
                 assert monitor.paths[:-1] in ([], [f"{beats}/start"])
                 assert b"success: 1 added" in monitor.got[-1][1]
                 server.stop()
                 for number in (1, 2):  # by other processes, twice
                     assert clr(site, "sync").returncode == 75
-                    wait_until(lambda n=number: monitor.paths.count(f"{beats}/fail") == n, what="a failure")  # type: ignore[misc]
-                wait_until(lambda: len(service.subjects) == 2, what="the second message")
+                    wait_until(lambda n=number: monitor.paths.count(f"{beats}/fail") == n, 60, "a failure")  # type: ignore[misc]
+                wait_until(lambda: len(service.subjects) == 2, 60, "the second message")
         with running(site):  # a restart, whose first sync fails too
-            wait_until(lambda: monitor.paths.count(f"{beats}/fail") == 3, 30, "the third failure")
+            wait_until(lambda: monitor.paths.count(f"{beats}/fail") == 3, 60, "the third failure")
             with Server(library, tmp_path / "server", port=server.port):
                 assert clr(site, "sync").returncode == 0
-                wait_until(lambda: len(service.subjects) == 3, what="the third message")
+                wait_until(lambda: len(service.subjects) == 3, 60, "the third message")
                 (library / "Jump host").mkdir()
                 (library / "Jump host" / "jump.ovf").write_bytes(envelope("jump", {"disk.vmdk": 1000}))
                 for number in (3, 4):
                     assert clr(site, "sync").returncode == 6
-                    wait_until(lambda n=number: monitor.paths.count(beats) == n, what="a success")  # type: ignore[misc]
-                wait_until(lambda: len(service.subjects) == 4, what="the fourth message")
+                    wait_until(lambda n=number: monitor.paths.count(beats) == n, 60, "a success")  # type: ignore[misc]
+                wait_until(lambda: len(service.subjects) == 4, 60, "the fourth message")
         log = (site.home / "run.log").read_text()
     failure = service.subjects[1]
     assert failure.startswith("berlin: sync failed: no connection to 127.0.0.1:")
