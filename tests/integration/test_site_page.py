@@ -155,6 +155,7 @@ def test_progress_moves_without_a_reload_and_becomes_success(browser: Browser, s
         page = _open(view, site, document)
         page.evaluate("window.sameAsBefore = true")
         bar = page.get_by_role("progressbar")
+        expect(bar).to_have_accessible_name("transferring 92 files")
         expect(bar).to_have_js_property("value", 39)
         document["running"] |= {"done_bytes": document["running"]["total_bytes"] * 3 // 4, "left_seconds": 4000}
         site.tell(document)
@@ -251,7 +252,12 @@ def test_everything_can_be_read_without_javascript(browser: Browser, site: Shown
         text = page.locator("body").inner_text()
         assert WORDS[document["state"]] in text
         address = document["library"].get("url") or "http://<this host>/lib.json"
-        for known in (address, "2026-11-23 01:00 UTC", document["certificate"]["sha1"], "Times are UTC"):
+        for known in (
+            address,
+            "2026-11-23 01:00 UTC",
+            (document["certificate"] or {}).get("sha1", ""),
+            "Times are UTC",
+        ):
             assert known in text
         for item in [*document["items"], *({"name": held["key"]} for held in document["held"])]:
             assert item["name"] in text
@@ -323,6 +329,7 @@ def test_keyboard_reaches_everything_in_the_order_in_which_it_is_read(browser: B
             focused = page.locator(":focus")
             seen.append(focused.inner_text().replace("\n", " "))
             assert focused.evaluate("element => getComputedStyle(element).outlineStyle") != "none"
+            expect(focused).to_be_in_viewport(ratio=1)
         assert seen == [
             "Skip to the items",
             "Folders",
@@ -350,6 +357,29 @@ def test_ten_thousand_items_can_be_filtered(browser: Browser, site: Shown) -> No
         shown = "[...document.querySelectorAll('#items tbody tr')].filter(row => row.offsetHeight).length"
         assert page.evaluate(shown) == 11
         _is_well_behaved(view, site)
+
+
+def test_whatever_got_into_the_page_could_neither_run_nor_reach_another_host(browser: Browser, site: Shown) -> None:
+    intruders = [
+        "s => s.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'}))",
+        "s => s.append(Object.assign(document.createElement('script'), {src: 'http://127.0.0.2/x.js'}))",
+        "s => s.append(Object.assign(document.createElement('img'), {src: 'http://127.0.0.2/x.png'}))",
+        "s => s.append(Object.assign(document.createElement('style'), {textContent: 'body {display: none}'}))",
+        "s => s.append(Object.assign(document.createElement('iframe'), {src: 'http://127.0.0.2/'}))",
+        "s => s.insertAdjacentHTML('beforeend', '<p style=\"color: red\" onclick=\"window.ran = 1\">x</p>')",
+        "s => s.insertAdjacentHTML('beforeend', '<base href=\"http://127.0.0.2/\">')",
+        "() => { fetch('http://127.0.0.2/').catch(() => 0) }",
+    ]
+    with View(browser) as view:
+        page = _open(view, site, showcase("healthy"))
+        page.evaluate("window.refused = []; addEventListener('securitypolicyviolation', e => window.refused.push(e))")
+        for intruder in intruders:
+            page.locator("#items").evaluate(intruder)
+            page.wait_for_function("window.refused.length", timeout=10_000)
+            page.evaluate("window.refused = []")
+        page.get_by_text("x", exact=True).click()
+        assert page.evaluate("window.ran") is None
+        assert page.url == site.url
 
 
 def test_hostile_names_stay_text(browser: Browser, site: Shown) -> None:

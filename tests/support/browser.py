@@ -8,7 +8,7 @@ import shutil
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from support.caddy import missing
 
@@ -22,6 +22,7 @@ HOST = "library.example.com"
 """A name for this machine that only the browser knows; other than for loopback, plain HTTP to it is not trusted."""
 QUIET = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 STILL = ("--disable-component-update", "--disable-sync", f"--host-resolver-rules=MAP {HOST} 127.0.0.1")
+expect.set_options(timeout=30_000)
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ from support.caddy import web
 from support.showcase import NOW, showcase
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
+ADDRESS = "http://library.berlin.example.com/"
 WIDE, PHONE = {"width": 1120, "height": 1000}, {"width": 375, "height": 812}
 PICTURES = {
     "healthy": ("healthy", "light", WIDE),
@@ -45,13 +46,18 @@ def take(folder: Path, names: list[str], *, whole: bool = False) -> None:
             state, scheme, size = PICTURES[name]
             with web(Path(home) / name, program, LIBRARY_BROWSE="true") as site:
                 Page(site.settings).tell(showcase(state))
-                _take(browser, f"http://127.0.0.1:{site.http}/_clr/", folder / f"{name}.png", scheme, size, whole)
+                _take(browser, site.http, folder / f"{name}.png", scheme, size, whole)
 
 
-def _take(browser: Browser, url: str, picture: Path, scheme: str, size: dict[str, int], whole: bool) -> None:
+def _take(browser: Browser, port: int, picture: Path, scheme: str, size: dict[str, int], whole: bool) -> None:
+    def ask(route: Route) -> None:
+        """The site's name is not this machine's, and its port is another each time."""
+        route.fulfill(response=route.fetch(url=route.request.url.replace(ADDRESS, f"http://127.0.0.1:{port}/")))
+
     with View(browser, color_scheme=scheme, viewport=size, reduced_motion="reduce") as view:
+        view.context.route(f"{ADDRESS}**", ask)
         view.page.clock.set_fixed_time(NOW)
-        view.page.goto(url)
+        view.page.goto(f"{ADDRESS}_clr/")
         view.page.screenshot(path=picture, full_page=whole)
     print(f"{picture.name}: {picture.stat().st_size // 1000} kB")
 

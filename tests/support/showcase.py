@@ -142,6 +142,7 @@ NOTHING: dict[str, Any] = {
     "runs": [],
     "verification": {},
     "totals": {**HEALTHY["totals"], "since": None},
+    "certificate": None,
 }
 RUNNING: dict[str, Any] = {
     "run": "1122-0425-a3f19c",
