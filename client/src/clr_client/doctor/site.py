@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from clr_client.vcsp.checking import CheckReport
 
 SHOWN = 5
-NOT_REACHED = ("HOST_NOT_FOUND", "TIMED_OUT")
+CONNECT_SECONDS = 8.0
+LOOK_SECONDS = 60.0
 
 TAKEN = Trouble(
     "port {port} ({what}) is taken by another program",
@@ -55,9 +57,9 @@ NO_CERTIFICATE = Trouble(
     " (docker logs clr-client). Without that: TLS_CUSTOM_CERT=true or TLS_INTERNAL=true",
 )
 NOT_FROM_HERE = Trouble(
-    "{url} cannot be read from here: {said}",
-    "From another machine it may be: try clr check {url} there, or a browser; if not, look at the ports that the"
-    " compose file publishes, and at firewalls",
+    "{url} cannot be reached from here: {reason}",
+    "From another machine it may be: try it in a browser there; if it cannot, look at the ports that the compose file"
+    " publishes, and at firewalls",
 )
 REFUSES = Trouble(
     "a subscriber of {url} would say {said}",
@@ -182,21 +184,36 @@ def subscriber(case: Case) -> Findings:
     if case.store.current_number() is None:
         return [skipped("nothing is published yet; the first sync does that")]
     url = subscription_url(settings, "localhost")
+    try:
+        socket.create_connection((settings.tls_name or "localhost", port), CONNECT_SECONDS).close()
+    except OSError as error:
+        return [warning(NOT_FROM_HERE, url=url, reason=error.strerror or error)]
     files = certificate_files(settings)
-    report = check(
-        url,
-        password=settings.library_password or None,
-        ca_file=internal_root(settings) if settings.tls_internal else None,
-        thumbprint=certificate.describe(*files).sha256 if files else None,
-        timeout=10.0,
-    )
+    until = time.monotonic() + LOOK_SECONDS
+
+    def stop_in_time(_done: int, _total: int, _what: str) -> None:
+        if time.monotonic() > until:
+            raise _EnoughSeen
+
+    try:
+        report = check(
+            url,
+            password=settings.library_password or None,
+            ca_file=internal_root(settings) if settings.tls_internal else None,
+            thumbprint=certificate.describe(*files).sha256 if files else None,
+            timeout=10.0,
+            on_progress=stop_in_time,
+        )
+    except _EnoughSeen:
+        return [skipped(f"the library is too large to be looked at in {LOOK_SECONDS:.0f} s; ask: clr check {url}")]
     return [*_said(report, url)]
 
 
+class _EnoughSeen(Exception):  # noqa: N818 - nothing went wrong
+    pass
+
+
 def _said(report: CheckReport, url: str) -> Iterator[Finding]:
-    if report.probe in NOT_REACHED:
-        yield warning(NOT_FROM_HERE, url=url, said=report.problems[-1].text)
-        return
     for found in report.problems[:SHOWN]:
         make = problem if found.severity == "error" else warning
         yield make(REFUSES if found.severity == "error" else REMARKS, url=url, said=found)

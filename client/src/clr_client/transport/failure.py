@@ -31,7 +31,10 @@ KEY_REFUSED = Trouble(
     " it; or give this side the right private key, without a passphrase. If the log says nothing: is this the right"
     " server and port?",
 )
-REFUSED_BY_RRSYNC = Trouble("the server {peer} refuses: {said}", "Look at the server's log")
+REFUSED_BY_RRSYNC = Trouble(
+    "the server {peer} refuses: {said}",
+    "Look at the server's log: is its library mounted there, and readable for its account?",
+)
 NO_CONNECTION = Trouble("no connection to {peer}{said}")
 LIBRARY_UNREADABLE = Trouble(
     "the server {peer} cannot read its library (rsync code {code}){said}",
