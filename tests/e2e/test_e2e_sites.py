@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from typing import TYPE_CHECKING
 
+from prometheus_client.parser import text_string_to_metric_families
 from support.engine import Pair, run
 from support.server import make_key, wait_until
 
@@ -59,3 +60,24 @@ def test_the_sessions_of_two_keys_are_two_sites_with_the_bytes_that_rsync_counte
     lines = table(pair).splitlines()
     assert [line.split()[0] for line in lines] == ["SITE", "lima", "oslo", "site-under-test"]
     assert "3.0 MB" in lines[1]
+
+
+def test_a_clients_sync_is_a_visit_with_the_bytes_that_its_own_metrics_tell(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair()
+    (pair.templates / "tools").mkdir()
+    (pair.templates / "tools/tools.iso").write_bytes(os.urandom(3_000_000))
+    pair.up()
+    pair.wait_runs(1)
+
+    def metrics() -> dict[str, float]:
+        families = text_string_to_metric_families(pair.fetch("_clr/metrics").decode())
+        return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+
+    # The client tells of its transfers; the server's sessions are these and the listings.
+    received = wait_until(lambda: metrics().get("clr_sync_received_bytes_total"), what="the metrics of the sync")
+    wait_until(lambda: json.loads(table(pair, "--json"))[0]["state"] == "ok", what="the end of the visit")
+    (site,) = json.loads(table(pair, "--json"))
+    assert (site["site"], site["failures"], site["refusals"]) == ("site-under-test", 0, 0)
+    assert site["sessions"] >= 2
+    assert received > 3_000_000
+    assert 0 <= site["sent_bytes"] - received < received / 20
