@@ -6,7 +6,6 @@ import contextlib
 import http.server
 import json
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.controller import Controller
@@ -104,8 +103,3 @@ def mailbox() -> Iterator[tuple[Mails, int]]:
         yield mails, port
     finally:
         controller.stop()
-
-
-def still(seconds: float = 1.5) -> None:
-    """Wait for what must not come."""
-    time.sleep(seconds)
