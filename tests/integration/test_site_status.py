@@ -67,7 +67,7 @@ def lasting(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "written": "", "disk": found["disk"]["total_bytes"]}
 
 
-def grow(library: Path, name: str = "large", size: int = 30_000_000) -> None:
+def grow(library: Path, name: str = "large", size: int = 12_000_000) -> None:
     (library / name).mkdir()
     (library / name / "disk.bin").write_bytes(os.urandom(size))
 
@@ -119,9 +119,9 @@ def test_a_sync_of_another_process_is_seen_while_it_runs_and_a_killed_one_has_fa
                 now = told(site)
                 assert now["state"] == "syncing"
                 shown = now["running"]
-                assert (shown["trigger"], shown["total_bytes"]) == ("hand", 30_000_000)
+                assert (shown["trigger"], shown["total_bytes"]) == ("hand", 12_000_000)
                 assert shown["stage"].startswith("fetching 1 files")
-                assert 0 < shown["done_bytes"] < 30_000_000
+                assert 0 < shown["done_bytes"] < 12_000_000
                 assert by_command(site)["running"]["run"] == shown["run"]
                 wait_until(lambda: progress(site) > before, PATIENCE, "more progress")
             finally:
