@@ -2,7 +2,7 @@
 # Nothing but make and a Debian machine is needed: the targets install the rest (as root, or with passwordless sudo).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench lint docs images up down clean
+.PHONY: help setup demo test soak bench lint docs screenshots images up down clean
 
 setup_sh := tests/support/setup.sh
 python := .venv/bin/python
@@ -12,7 +12,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 compose = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 help: ## Say what can be done here
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Install what `clr` and its tests need; afterwards .venv/bin/clr works
 	@$(setup_sh) packages demo
@@ -46,6 +46,11 @@ lint: ## Check style, types, shell files, YAML and compose files; warnings are e
 docs: ## Write the generated reference pages anew
 	@$(setup_sh) venv dev
 	@cd tests && ../$(python) -m support.reference
+
+screenshots: ## Take the documentation's pictures of the site page anew
+	@$(setup_sh) packages test
+	@$(setup_sh) venv dev
+	@cd tests && ../$(python) -m support.screenshots
 
 images: ## Build both images
 	@docker version >/dev/null 2>&1 || { echo "No Docker engine answers; start one, or see make demo"; exit 1; }

@@ -101,6 +101,7 @@ if [ "$(id -u)" = 0 ]; then
     account() { setpriv "--reuid=$uid" "--regid=$gid" --clear-groups --no-new-privs "$@"; }
     as_account() { account --inh-caps=-all "$@"; }
     as_account true || die "cannot become uid $uid: give the container the capabilities SETUID and SETGID, or set user:"
+    export CLR_HANDS_OVER=true # for `clr doctor`: folders of another account become this one's when the container starts
     [ -d "$run" ] || install -d -m 0700 -o "$uid" -g "$gid" "$run"
     if [ "${1-}" = run ]; then
         for folder in "$library" "$data"; do

@@ -305,7 +305,8 @@ def test_no_command_but_reading_with_rsync_does_anything(theft: Theft) -> None:
 
     def unlogged() -> list[str]:
         session, log = rf"serve-library: site={SITE} address=\S+ session=\d+ refused exit=1 seconds=\d+", theft.log()
-        return [text for text in COMMANDS if not re.search(f'{session} command="{re.escape(quoted(text))}"', log)]
+        session += r" sent=\d+ received=\d+ command"
+        return [text for text in COMMANDS if not re.search(f'{session}="{re.escape(quoted(text))}"', log)]
 
     wait_until(lambda: not unlogged(), what="a line for every command that was refused")
 
@@ -541,7 +542,7 @@ def test_a_second_command_of_one_connection_is_the_forced_one_too(theft: Theft) 
             done = subprocess.run([*theft.ssh(*control), "host", command], capture_output=True, timeout=60, check=False)
             assert done.returncode == 1
             theft.clean(done.stdout + done.stderr)
-            line = rf'refused exit=1 seconds=\d+ command="{command}"'
+            line = rf'refused exit=1 seconds=\d+ sent=\d+ received=\d+ command="{command}"'
             wait_until(lambda line=line: re.search(line, theft.log()), what=line)
     finally:
         master.terminate()

@@ -431,7 +431,7 @@ def test_reading_blocks_no_sync_and_what_the_sync_replaces_or_removes_meanwhile_
     reading, go_on = threading.Event(), threading.Event()
     found: list[Verification] = []
 
-    def wait(_done: int, _total: int) -> None:
+    def wait(_done: int, _total: int, _name: str) -> None:
         reading.set()
         assert go_on.wait(60)
 

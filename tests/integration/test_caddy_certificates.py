@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import logging
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from clr_client.web import site as sites
-from clr_client.web.config import internal_root
+from clr_client.web.certificate import describe
+from clr_client.web.config import certificate_files, internal_root
 from support import caddy
 from support.caddy import make_pair, serial
 from support.server import wait_until
@@ -193,9 +195,14 @@ def test_own_ca_serves_a_long_lived_certificate_that_its_root_vouches_for(
 
         with contextlib.closing(wait_until(connect, what="a certificate")) as connection:
             certificate = connection.getpeercert() or {}
+            der = connection.getpeercert(binary_form=True) or b""
         ends = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
         begins = ssl.cert_time_to_seconds(str(certificate["notBefore"]))
         assert ends - begins > 2 * 365 * 86400
+        files = certificate_files(web.settings)
+        assert files is not None
+        assert describe(*files).not_after.timestamp() == ends
+        assert describe(*files).sha1.replace(":", "").lower() == hashlib.sha1(der).hexdigest()
         asked = None if name[0].isdigit() else name
         assert web.ask("/lib.json", tls=True, name=asked).status == 200
         before = shown(web, asked)
@@ -220,6 +227,8 @@ def test_certificate_comes_from_an_acme_server_by_a_challenge_over_http(home: Pa
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["status"] == 503
+    told = json.loads(done.stdout)
+    assert told["status"] == 503
+    assert told["described"] is True, "the status describes another certificate"
     assert "Caddy" not in done.stderr
     assert "Content_Library" not in done.stderr

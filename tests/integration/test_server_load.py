@@ -93,7 +93,7 @@ def test_a_key_that_holds_all_its_sessions_takes_none_from_another(tmp_path: Pat
             assert refused.returncode == 1
             assert "this key has 3 sessions already" in refused.stderr
             assert lists(server, identity=oslo).returncode == 0
-            line = r'site=thief .* refused exit=1 seconds=0 reason="3 sessions already"'
+            line = r'site=thief .* refused exit=1 seconds=0 sent=0 received=0 reason="3 sessions already"'
             wait_until(lambda: re.search(line, server.log_text()))
         wait_until(lambda: lists(server, identity=thief).returncode == 0, what="the places that are free again")
 

@@ -15,7 +15,8 @@ from support.server import Server, descendants, make_key, wait_until
 
 LINE = re.compile(
     r"(?P<time>\S+) serve-library: site=(?P<site>\S+) address=(?P<address>\S+) session=(?P<session>\d+)"
-    r" (?P<event>start|end|refused|failed)(?: exit=(?P<code>\d+) seconds=(?P<seconds>\d+))?(?P<more>.*)"
+    r" (?P<event>start|end|refused|failed)"
+    r"(?: exit=(?P<code>\d+) seconds=(?P<seconds>\d+) sent=(?P<sent>\d+) received=(?P<received>\d+))?(?P<more>.*)"
 )
 
 
@@ -46,6 +47,24 @@ def test_a_sync_is_two_lines_with_site_address_times_exit_code_and_seconds(libra
         assert start["session"] == end["session"]
         assert int(end["seconds"]) < 10
         assert time.strptime(start["time"], "%Y-%m-%dT%H:%M:%S%z")
+
+
+def test_the_bytes_of_a_session_are_those_that_rsync_counts(library: Path, tmp_path: Path) -> None:
+    (library / "new").write_bytes(os.urandom(3_000_000))
+    (tmp_path / "new").write_bytes((library / "new").read_bytes()[:2_000_000] + os.urandom(500_000))
+    with Server(library, tmp_path / "s") as server:
+        argv = server.rsync("--ignore-times", "--block-size=4096", "--stats", "host:new", str(tmp_path))
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        end = wait_until(lambda: events(server)[1:])[0]
+    came, went = (
+        int(re.findall(rf"Total bytes {which}: ([\d,]+)", done.stdout)[0].replace(",", ""))
+        for which in ("received", "sent")
+    )
+    # The last words of both sides come after the client's own count.
+    assert abs(int(end["sent"]) - came) < 200
+    assert abs(int(end["received"]) - went) < 200
+    assert came > 1_000_000
+    assert went > 2_000
 
 
 def test_times_are_of_the_zone_that_is_set(library: Path, tmp_path: Path) -> None:
@@ -86,6 +105,7 @@ def test_the_end_is_logged_when_the_client_goes_away_in_the_middle(
         end = wait_until(lambda: events(server)[1:])[0]
         assert end["event"] == "end"
         assert end["code"] != "0"
+        assert 0 < int(end["sent"]) < 300_000_000
 
 
 def test_a_client_whose_line_died_is_dropped_and_its_end_logged(library: Path, tmp_path: Path) -> None:

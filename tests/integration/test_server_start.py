@@ -150,7 +150,7 @@ def test_a_library_that_is_missing_or_empty_is_warned_about_and_unhealthy(librar
         assert health(server) == (1, f"the library {library} does not exist\n")
         client = subprocess.run(server.rsync("--list-only", "host:"), capture_output=True, text=True, check=False)
         assert client.returncode != 0
-        line = r' failed exit=1 seconds=\d+ reason="the library is missing,'
+        line = r' failed exit=1 seconds=\d+ sent=\d+ received=\d+ reason="the library is missing,'
         wait_until(lambda: re.search(line, server.log_text()))
         library.mkdir()
         (library / ".hidden").touch()

@@ -1,13 +1,15 @@
 """An ACME server and a site that gets its certificate from it; run by a test in name spaces of its own.
 
 Ports 80 and 443 are fixed by the protocol, so this needs its own network. Arguments: the Caddy to use, and a folder.
-Prints, as JSON, the status and headers of the site over HTTPS, verified against the ACME server's root.
+Prints, as JSON, the status and headers of the site over HTTPS, verified against the ACME server's root, and whether the
+certificate that it shows is the one that its status describes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -21,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clr_client import settings as clr_settings
-from clr_client.web import caddy
-from clr_client.web.config import configuration
+from clr_client.web import caddy, certificate
+from clr_client.web.config import certificate_files, configuration
 
 from support.server import wait_until
 
@@ -95,7 +97,12 @@ async def site(settings: Settings, program: str, root: Path) -> dict[str, Any]:
             lambda: wait_until(lambda: ask(root), 60, "a certificate from the ACME server")
         )
         assert answer is not None
-        return answer
+        shown = ssl.PEM_cert_to_DER_cert(await asyncio.to_thread(ssl.get_server_certificate, (NAME, 443)))
+        files = certificate_files(settings)
+        assert files is not None
+        described = certificate.describe(*files)
+        is_shown = described.sha256.replace(":", "").lower() == hashlib.sha256(shown).hexdigest()
+        return {**answer, "described": is_shown, "not_after": described.not_after.isoformat()}
     finally:
         await site.stop()
 

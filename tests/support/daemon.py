@@ -47,7 +47,8 @@ if __name__ == "__main__":
     loaded, _warnings = clr_settings.load(os.environ)
     logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
     if len(sys.argv) > 3:
-        began, start = datetime.fromisoformat(sys.argv[3]), time.monotonic()
-        shown = functools.partial(daemon.Work, now=lambda: began + timedelta(seconds=time.monotonic() - start))
+        began = datetime.fromisoformat(sys.argv[3])
+        start = functools.cache(time.monotonic)  # when the schedule looks at the clock first, however long that took
+        shown = functools.partial(daemon.Work, now=lambda: began + timedelta(seconds=-start() + time.monotonic()))
         daemon.Work = shown  # type: ignore[assignment,misc]
     sys.exit(asyncio.run(daemon.run(loaded, sync)))

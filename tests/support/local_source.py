@@ -18,7 +18,7 @@ from clr_client.transport.runner import Ended
 from clr_client.transport.transfer import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from clr_client.transport.ssh import Link
@@ -35,7 +35,7 @@ class LocalSource:
         transport.list_source = self.list_source
         transport.fetch = self.fetch
 
-    async def list_source(self, link: Link) -> Listing:
+    async def list_source(self, link: Link, on_files: Callable[[int], object] = lambda _: None) -> Listing:
         """List the folder, whatever the server is called."""
         assert link.peer
         return Listing(scan(self.folder), complete=True, problems=())

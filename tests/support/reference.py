@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 from clr_client import cli, settings
+from clr_client.doctor import CHECKS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -18,8 +19,8 @@ _SETTINGS_HEAD = """\
 <!-- Generated from client/src/clr_client/settings.py by `make docs`; edits here are lost. -->
 
 Every setting is an environment variable. A value that cannot be used ends the start with one line: name,
-value and what is allowed. A variable that begins with `SYNC_`, `TLS_` or `LIBRARY_` and is none of these is
-warned about, with the likely name. An empty value stands for the default.
+value and what is allowed. A variable that begins like one of these (`SYNC_`, `TLS_`, `LIBRARY_`, …) and is none of
+them is warned about, with the likely name. An empty value stands for the default.
 
 The server has a few settings of its own: [server.md](server.md).
 """
@@ -32,6 +33,31 @@ _COMMANDS_HEAD = """\
 In the container: `docker exec clr-client clr COMMAND`. In a checkout, after `make setup`:
 `.venv/bin/clr COMMAND`. Every command reads its settings from the environment: [settings.md](settings.md).
 What the exit codes mean: [exit-codes.md](exit-codes.md).
+"""
+
+_TROUBLE_HEAD = """\
+# Something does not work
+
+<!-- Generated from client/src/clr_client/doctor by `make docs`; edits here are lost. -->
+
+`clr doctor` looks at everything that goes wrong at set-up, in the order of this page, and says what to do. It changes
+nothing, can be asked at any time, and needs neither good settings nor a running client:
+
+```sh
+docker-compose -f docker-compose.client.yaml run --rm clr-client doctor    # before the first start
+docker exec clr-client clr doctor                                          # afterwards; the web site is looked at too
+```
+
+Each line begins with *ok*, *warning* (it works; there is something to know), *problem* or *skipped* (something before
+it has to be in order first, or it cannot be told), and what to do stands below it. Begin with the first problem: others
+often come from it. The exit code is 0, or 4 when there are problems; `clr doctor --json` is for programs.
+
+The commonest: a [key](#login) that the server does not know, a wrong [port](#port), a server whose
+[host key](#host-key) changed, a [source](#listing) that is not mounted, a disk without [room](#space).
+
+The server says at its start which keys it accepts and why not the others, whether its library is empty or cannot be
+read, and its fingerprints: `docker logs clr-server`. What a run refused or held:
+[refused-or-held.md](refused-or-held.md).
 """
 
 
@@ -66,9 +92,33 @@ def commands_page() -> str:
     return "".join(parts)
 
 
+def troubleshooting_page() -> str:
+    """The Markdown of ``docs/how-to/troubleshooting.md``."""
+    parts = [_TROUBLE_HEAD]
+    for check in CHECKS:
+        scope = " For each server." if check.of_server else ""
+        parts.append(f"\n## {check.name}\n\n{check.question}{scope}\n")
+        if not all(trouble.remedy for trouble in check.troubles):
+            parts.append(f"\nWhere nothing else is said: {check.remedy}.\n")
+        parts.append("\n| It says | What to do |\n|---|---|\n")
+        for trouble in check.troubles:
+            cells = (_template(trouble.text), _template(trouble.remedy) or "see above")
+            parts.append("| " + " | ".join(_cell(cell) for cell in cells) + " |\n")
+    return "".join(parts)
+
+
 def pages() -> dict[Path, str]:
     """Each generated page's path and the text that it should hold."""
-    return {FOLDER / "settings.md": settings_page(), FOLDER / "commands.md": commands_page()}
+    return {
+        FOLDER / "settings.md": settings_page(),
+        FOLDER / "commands.md": commands_page(),
+        FOLDER.parent / "how-to" / "troubleshooting.md": troubleshooting_page(),
+    }
+
+
+def _template(text: str) -> str:
+    """What stands for itself as it is, and in italics what stands for something else."""
+    return re.sub(r"\{(\w+)[^}]*\}", lambda match: f"*{match[1].replace('_', ' ')}*", text.replace("*", "\\*"))
 
 
 def _prose(text: str | None) -> str:
@@ -102,7 +152,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
-        print(f"wrote docs/reference/{path.name}")
+        print(f"wrote docs/{path.relative_to(FOLDER.parent)}")
 
 
 if __name__ == "__main__":

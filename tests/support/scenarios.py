@@ -201,7 +201,7 @@ def _before_adoption(bench: Bench) -> None:
 
 
 def _sync_without_a_line(bench: Bench) -> None:
-    async def refuse(link: transport.Link) -> transport.Listing:
+    async def refuse(link: transport.Link, on_files: Callable[[int], object] = lambda _: None) -> transport.Listing:
         raise TransportError(f"no line to {link.peer}")
 
     LocalSource(bench.source).install()

@@ -40,6 +40,9 @@ missing_packages() {
         e2fsprogs        has mke2fs
         openssl          has openssl
         ca-certificates  [ -e /etc/ssl/certs/ca-certificates.crt ]'
+    [ "$1" != test ] || needed="$needed
+        prometheus       has prometheus && has promtool
+        chromium         has chromium"
     # Only root can mount the small disks of the tests.
     [ "$1" != test ] || [ "$(id -u)" != 0 ] || needed="$needed
         xfsprogs         has mkfs.xfs
@@ -114,6 +117,7 @@ install_quietly() {
             caddy) switch_off caddy.service ;;
             rsync) switch_off rsync.service ;;
             nginx) switch_off nginx.service ;;
+            prometheus) switch_off prometheus.service ;;
         esac
     done
 }

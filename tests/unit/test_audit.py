@@ -92,7 +92,7 @@ def test_a_damaged_record_is_found_and_nothing_else_is_accused(volume: Volume) -
 
 def test_progress_counts_every_byte_once(volume: Volume) -> None:
     seen: list[tuple[int, int]] = []
-    assert list(audit(volume.store, lambda done, total: seen.append((done, total)))) == []
+    assert list(audit(volume.store, lambda done, total, _name: seen.append((done, total)))) == []
     total = sum(file.size for item in volume.published().items for file in item.files)
     assert seen[-1] == (total, total)
     assert len(seen) > 3

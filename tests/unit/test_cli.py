@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 COMMANDS = [
     "check",
+    "doctor",
+    "fleet",
     "healthcheck",
+    "notify",
     "plan",
     "publish",
     "repack",
@@ -210,8 +213,9 @@ def test_an_unreachable_server_ends_a_sync_with_code_75_and_the_status_says_so(
     assert done.stderr.count("\n") == 1
     told = process("status", env=env)
     assert told.returncode == 0
-    assert told.stdout.splitlines()[0] == "nothing published yet"
-    assert " (hand) failed: " in told.stdout.splitlines()[1]
+    assert told.stdout.splitlines()[0].endswith(": failed")
+    assert told.stdout.splitlines()[1] == "nothing published yet"
+    assert " (hand) failed: " in told.stdout.splitlines()[2]
 
 
 def test_a_second_sync_ends_with_code_5_and_says_since_when(environment: dict[str, str]) -> None:
@@ -290,7 +294,7 @@ def replace_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     )
 
-    async def plan_only(_settings: object) -> Plan:
+    async def plan_only(_settings: object, _advance: object) -> Plan:
         return plan
 
     monkeypatch.setattr("clr_client.update.plan_only", plan_only)
@@ -328,7 +332,7 @@ def test_a_plan_for_programs_has_a_schema(clr: Any, monkeypatch: pytest.MonkeyPa
 def test_status_without_and_with_runs(clr: Any, environment: dict[str, str]) -> None:
     result = clr("status")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0] == "nothing published yet"
+    assert result.stdout.splitlines()[1] == "nothing published yet"
     run = Report("schedule", "2026-11-21T20:00:00+00:00", held=(Held(EVIL, EVIL, 3),), version=7, result="partial")
     put_status(environment, run, dataclasses.replace(run, result="failed", error=EVIL, version=None))
     text = clr("status").stdout
@@ -347,17 +351,19 @@ def test_status_names_the_generations_that_can_be_rolled_back_to(clr: Any, envir
     assert "generations kept: 1, 2, 3" in clr("status").stdout.splitlines()
 
 
-def test_status_for_programs_is_the_status_file_also_before_the_first_run(
+def test_status_for_programs_is_the_document_about_the_site_also_before_the_first_run(
     clr: Any, environment: dict[str, str]
 ) -> None:
-    empty = json.loads(clr("status", "--json").stdout)
-    nothing = {"published": False, "library": {}, "failures_in_row": 0, "last_success": "", "held": [], "damaged": []}
-    assert empty == {"schema": 1, **nothing, "verification": {}, "runs": []}
+    empty = json.loads(clr("status", "--json", SITE_NAME="berlin").stdout)
+    assert (empty["schema"], empty["site"], empty["state"], empty["published"]) == (1, "berlin", "never", False)
+    assert (empty["library"], empty["items"], empty["runs"], empty["held"]) == ({}, [], [], [])
     put_status(environment, Report("hand", "2026-11-21T20:00:00+00:00", version=1, added=("a",)))
     document = json.loads(clr("status", "--json").stdout)
-    assert document["published"] is True
+    assert document["state"] == "success"
     assert document["runs"][0]["added"] == ["a"]
-    assert document["runs"][0].keys() == {field.name for field in dataclasses.fields(Report)} | {"summary"}
+    fields = {field.name for field in dataclasses.fields(Report)}
+    assert document["runs"][0].keys() == fields | {"summary", "saved_bytes"}
+    assert document["totals"]["runs"]["success"] == 1
 
 
 def test_a_damaged_status_file_leaves_standard_output_to_the_answer(environment: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from clr_client.directory import publish_directory
 from clr_client.errors import ClrError, ManifestError, TransportError
 from clr_client.reporting import overview
 from clr_client.reporting import status as statuses
+from clr_client.reporting.document import Known, describe, dump
 from clr_client.store import Store
 from clr_client.text import UNSAFE
 from clr_client.transport import remembered_fingerprints
@@ -27,6 +28,7 @@ from clr_client.vcsp.manifests import manifests
 from clr_client.vcsp.reader import Answer, not_ready
 from hypothesis import given
 from hypothesis import strategies as st
+from support.documents import document
 from support.fuzz import damaged, odd_json
 from support.libraries import content, library
 
@@ -89,15 +91,21 @@ def test_any_503_is_understood_or_not(body: bytes) -> None:
     assert error is None or not UNSAFE.search(str(error))
 
 
+KNOWN_PROGRAMS = Known()
+KNOWN_PROGRAMS.get("versions", (), dict)
+
+
 @given(either(STATUS))
 def test_a_damaged_status_is_shown_in_printable_words_and_goes_on(data: bytes) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "status.json")
         path.write_bytes(data)
-        settings = clr_settings.load({"SYNC_PEER": "x", "LIBRARY_NAME": "x"})[0]
-        text = overview.as_text(settings, path)
-        assert not UNSAFE.search(text.replace("\n", ""))
-        overview.as_json(path)
+        settings = clr_settings.load({"SYNC_PEER": "x", "LIBRARY_NAME": "x", "CLR_LIBRARY_DIR": folder})[0]
+        told = describe(settings, KNOWN_PROGRAMS)
+        assert not UNSAFE.search(overview.as_text(told, settings.tz).replace("\n", ""))
+        assert not UNSAFE.search(dump(told).decode().replace("\n", ""))
+        assert told.keys() == document().keys()
+        assert all(run.keys() == document()["runs"][0].keys() for run in told["runs"])
         after = statuses.load(path).after(statuses.Report("hand", "2026-11-21T19:54:00+00:00"), {})
         path.write_bytes(statuses.dump(after))
         assert statuses.load(path).runs[0]["trigger"] == "hand"

@@ -171,7 +171,7 @@ def test_a_dry_run_tells_the_sizes_and_touches_nothing(tmp_path: Path) -> None:
 
 def test_progress_ends_at_its_total(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    repack(make(tmp_path / "vm"), on_progress=lambda done, total: seen.append((done, total)))
+    repack(make(tmp_path / "vm"), on_progress=lambda done, total, _name: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
 
@@ -341,7 +341,7 @@ def test_a_file_that_somebody_replaces_meanwhile_is_not_overwritten(tmp_path: Pa
     folder = make(tmp_path / "vm")
     theirs = disk(7)
 
-    def replace(done: int, total: int) -> None:
+    def replace(done: int, total: int, _name: str) -> None:
         if done == total:
             (folder / "new").write_bytes(theirs)
             (folder / "new").rename(folder / "vm-disk2.vmdk")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from clr_client.reporting import logs, overview, status, verdict
-from clr_client.reporting.progress import Bar, LogLines, Observer, Observers, ProgressFile, bar
+from clr_client.reporting import context, logs, overview, status, verdict
+from clr_client.reporting.document import describe
+from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
 from clr_client.reporting.status import FAILED, PARTIAL, PAUSED, SUCCESS, Held, Report, Status
 from clr_client.settings import load
 from clr_client.text import printable, size, span
@@ -23,6 +27,7 @@ from clr_client.vcsp.reader import Thumbprints
 from clr_client.vcsp.rules import Problem
 from hypothesis import given
 from hypothesis import strategies as st
+from support.documents import damage, document, held, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,6 +166,53 @@ def test_json_lines_have_time_level_logger_and_message(pipe: Pipe) -> None:
     assert (first["level"], first["logger"], first["message"]) == ("error", "clr.x", "ünï")
     assert first["time"].endswith("+00:00")
     assert "KeyError" in second["traceback"]
+
+
+def test_lines_of_a_run_bear_its_id_and_lines_of_a_named_site_its_name(pipe: Pipe) -> None:
+    logs.configure(BERLIN, stream=pipe.stream, site="berlin")
+    logging.getLogger("clr").info("before")
+    with context.running() as run:
+        logging.getLogger("clr").warning("within")
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(logging.getLogger("clr").info, "beside"))
+        thread.start()
+        thread.join()
+    logging.getLogger("clr").info("after")
+    shown = [line.partition(" ")[2] for line in pipe.lines()]
+    assert shown == [
+        "berlin before",
+        f"berlin [{run[-6:]}] warning: within",
+        f"berlin [{run[-6:]}] beside",
+        "berlin after",
+    ]
+
+
+def test_json_lines_have_site_run_item_and_numbers(pipe: Pipe) -> None:
+    logs.configure(BERLIN, form="json", stream=pipe.stream, site="berlin")
+    with context.running() as run:
+        logging.getLogger("clr").warning("%s is held", EVIL, extra=context.about(item=EVIL, bytes=5))
+    logging.getLogger("clr").info("after")
+    within, after = (json.loads(line) for line in pipe.lines())
+    assert (within["site"], within["run"], within["bytes"]) == ("berlin", run, 5)
+    assert within["item"] == printable(EVIL)
+    assert (after["site"], after["run"]) == ("berlin", "")
+    assert "item" not in after
+
+
+LINE = re.compile(r"\S+ berlin (?:\[(?P<run>[0-9a-f]{6})\] )?(?:(?P<level>warning|error|debug): )?(?P<text>.*)")
+PRETENDED = st.sampled_from(["[abcdef] ", "error: ", "Warning: ", "[abcdef] error: ", "[] ", "[::1]:22: "])
+
+
+@given(
+    st.sampled_from(["INFO", "WARNING", "ERROR"]), st.booleans(), st.builds("".join, st.lists(PRETENDED | st.text()))
+)
+def test_no_text_can_pass_for_what_stands_before_it(level: str, is_run: bool, text: str) -> None:
+    record = logging.LogRecord("clr", getattr(logging, level), "", 0, "%s", (text,), None)
+    with context.running() if is_run else nullcontext("") as run:
+        found = LINE.fullmatch(logs._Lines(BERLIN, "berlin").format(record))
+    assert found
+    assert (found["run"] or "") == run[-6:]
+    assert (found["level"] or "info") == level.lower()
+    assert found["text"][:1] in {printable(text)[:1], "\\"}
 
 
 def test_a_reader_that_stands_still_stops_nobody(restored: None) -> None:
@@ -327,43 +379,6 @@ def test_a_full_volume_costs_the_progress_one_warning(tmp_path: Path, caplog: py
     assert len(caplog.records) == 1
 
 
-def test_the_bar_is_shown_on_a_terminal_only(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with bar("verifying") as advance:
-        advance(5, 10)
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with bar("verifying") as advance:
-        advance(5, 10)
-        advance(4, 10)
-        advance(20, 10)
-        advance(0, 0)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "verifying" in shown.err
-    assert "100%" in shown.err
-
-
-def test_the_bar_of_a_sync_survives_stages_changing_totals_and_hostile_names(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    shown = Bar()
-    shown.stage("fetching\x1b[2J")
-    shown.transfer(10, 100, 5.0, "a/\x1b[31mdisk.vmdk")
-    shown.transfer(5, 100, 5.0, None)
-    shown.transfer(300, 200, 5.0, "b")
-    shown.stage("verifying")
-    shown.transfer(0, 0, 0.0, None)
-    shown.finish("x")
-    shown.finish()
-    output = "".join(capsys.readouterr())
-    assert "\x1b[2J" not in output
-    assert "\x1b[31m" not in output
-    assert "disk.vmdk" in output
-
-
 # ---------------------------------------------------------------- status
 
 
@@ -383,12 +398,34 @@ LIBRARY = {"name": "L", "id": "urn:uuid:x", "version": 7, "generation": 4, "item
 def test_a_run_in_one_line() -> None:
     done = report(
         added=("a", "b"), updated=("c",), held=(Held("d", "why"),), sent_bytes=400, received_bytes=600,
-        planned_bytes=5_000_000, version=7, seconds=75.0,
+        planned_bytes=5_000_000, literal_bytes=2_000_000, matched_bytes=3_000_000, version=7, seconds=75.0,
     )  # fmt: skip
     assert done.summary == (
-        "success: 2 added, 1 updated, 0 removed, 1 held; 1.0 kB crossed the line for 5.0 MB of changed files;"
-        " library version 7; 1 min 15 s"
+        "success: 2 added, 1 updated, 0 removed, 1 held; 1.0 kB crossed the line for 5.0 MB of changed files"
+        " (2.0 MB new, 3.0 MB saved); library version 7; 1 min 15 s"
     )
+    assert done.facts == {
+        "result": "success",
+        "error": "",
+        "trigger": "schedule",
+        "peer": "",
+        "generation": None,
+        "version": 7,
+        "added": 2,
+        "updated": 1,
+        "removed": 0,
+        "held": 1,
+        "went_back": 0,
+        "mended": 0,
+        "damaged": 0,
+        "planned_bytes": 5_000_000,
+        "literal_bytes": 2_000_000,
+        "matched_bytes": 3_000_000,
+        "saved_bytes": 3_000_000,
+        "sent_bytes": 400,
+        "received_bytes": 600,
+        "seconds": 75.0,
+    }
     assert report(PARTIAL, error="the line dropped").summary.endswith("nothing published yet; 0 s (the line dropped)")
     assert report(PAUSED, error="rolled back").summary == "paused: rolled back"
     assert "; no file had to be fetched; " in report(version=7).summary
@@ -452,10 +489,13 @@ def test_a_damaged_status_file_costs_history_only(tmp_path: Path, content: bytes
     found = status.load(path)
     after = found.after(report(version=1), LIBRARY)
     assert after.runs[0]["result"] == "success"
-    text = overview.as_text(load({})[0], path)
+    settings = load({"CLR_LIBRARY_DIR": str(tmp_path)})[0]
+    told = describe(settings)
+    text = overview.as_text(told, settings.tz)
     assert "next: " in text
     assert "\x1b" not in text
-    json.loads(overview.as_json(path))
+    assert all(entry.keys() == run().keys() for entry in told["runs"])
+    assert told["totals"].keys() == document()["totals"].keys()
 
 
 def test_a_missing_status_file_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -463,42 +503,55 @@ def test_a_missing_status_file_is_no_warning(tmp_path: Path, caplog: pytest.LogC
     assert caplog.records == []
 
 
-def test_the_overview_tells_what_is_published_what_is_held_and_why_and_the_last_runs(tmp_path: Path) -> None:
-    path = tmp_path / "status.json"
-    found = Status()
-    for number in range(7):
-        found = found.after(
-            report(version=number + 1, held=(Held("web", "no disk", 3), Held("new", "no ovf"))), LIBRARY
-        )
-    found = found.after(report(FAILED, error=f"no line {EVIL}"), LIBRARY)
-    path.write_bytes(status.dump(found))
-    settings, _ = load({"TZ": "Europe/Berlin", "SYNC_SCHEDULE": "0 21 * * 5"})
-    lines = overview.as_text(settings, path, (2, 3, 4), library=LIBRARY).splitlines()
-    assert lines[:4] == [
-        "L: version 7, generation 4, 2 items, 5.0 MB",
+def test_the_overview_tells_how_the_site_is_what_is_held_and_why_the_last_runs_and_what_comes_next() -> None:
+    failed = run(9, "failed", error="no line")
+    told = document(
+        state="failed",
+        held=[held("web", "no disk", 3), held("new", "no ovf")],
+        damaged=[damage("items/x/1/disk.vmdk", hindrance="no server has it")],
+        verification={"ended": "2026-11-21T20:00:00+00:00", "summary": "1.0 GB read in 5 s; 1 found damaged"},
+        runs=[failed, *(run(number) for number in range(8, 0, -1))],
+        certificate={"kind": "own", "not_after": "2027-01-31T12:00:00+00:00", "sha256": "AB:CD", "sha1": "EF"},
+        next_verification="2026-12-01T03:00:00+00:00",
+    )
+    lines = overview.as_text(told, ZoneInfo("Europe/Berlin"), (2, 3, 4)).splitlines()
+    assert lines[:7] == [
+        "berlin: failed",
+        "Library: version 41, generation 41, 3 items, 20.2 MB",
         "generations kept: 2, 3, 4",
         "held: web: no disk (version 3 stays published)",
         "held: new: no ovf",
+        "damaged: items/x/1/disk.vmdk: is not what was published; no server has it",
+        "verified 2026-11-21 21:00: 1.0 GB read in 5 s; 1 found damaged",
     ]
-    assert lines[4].startswith(r"2026-11-21 21:00 (schedule) failed: no line a\x0afake line\x1b[2J")
-    assert lines[5].startswith("2026-11-21 21:00 (schedule) success: ")
-    assert len(lines) == 4 + overview.SHOWN_RUNS + 1
-    assert lines[-1].startswith("next: Fri ")
-    assert " 21:00 CE" in lines[-1]
+    assert lines[7] == "2026-11-01 10:00 (schedule) failed: no line"
+    assert lines[8].startswith("2026-11-01 09:00 (schedule) success: ")
+    assert lines[7 + overview.SHOWN_RUNS :] == [
+        "next: Sun 2026-11-22 06:00 CET",
+        "next verification: Tue 2026-12-01 04:00 CET",
+        "certificate: own, until 2027-01-31 13:00, SHA-256 AB:CD",
+        "disk: 800.0 GB of 1.0 TB free",
+    ]
 
 
-def test_the_overview_says_that_a_run_is_at_work_or_that_syncs_are_paused(tmp_path: Path) -> None:
-    missing = tmp_path / "status.json"
-    running = overview.as_text(load({})[0], missing, library=LIBRARY, running_since="21:00 (schedule)").splitlines()
-    assert running[:2] == ["L: version 7, generation 4, 2 items, 5.0 MB", "running since 21:00 (schedule)"]
-    paused = overview.as_text(load({})[0], missing, library=LIBRARY, rolled_back_to=3).splitlines()
-    assert paused[1] == "syncs are paused at generation 3; clr rollback --release ends that"
-
-
-def test_the_overview_before_the_first_run(tmp_path: Path) -> None:
-    first, last = overview.as_text(load({})[0], tmp_path / "status.json").splitlines()
-    assert first == "nothing published yet"
-    assert last.startswith("next: ")
+def test_the_overview_says_what_is_at_work_or_that_syncs_are_paused() -> None:
+    at_work = {
+        "run": "x",
+        "trigger": "hand",
+        "since": "21:00",
+        "stage": "fetching",
+        "file": "a/b.vmdk",
+        "done_bytes": 500_000,
+        "total_bytes": 2_000_000,
+        "rate": 250_000,
+        "left_seconds": 90,
+    }
+    lines = overview.as_text(document(state="syncing", running=at_work), ZoneInfo("UTC")).splitlines()
+    assert lines[2] == ("running since 21:00 (hand): fetching; 25 % (500.0 kB of 2.0 MB), 250.0 kB/s, 1 min 30 s left")
+    lines = overview.as_text(document(), ZoneInfo("UTC"), (), "21:00 (rollback)").splitlines()
+    assert lines[2] == "running since 21:00 (rollback)"
+    paused = overview.as_text(document(state="paused", paused_at=3), ZoneInfo("UTC")).splitlines()
+    assert paused[2] == "syncs are paused at generation 3; clr rollback --release ends that"
 
 
 # ---------------------------------------------------------------- verdict

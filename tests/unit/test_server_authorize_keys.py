@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from importlib.machinery import SourceFileLoader
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.server import SERVER
+from support.programs import load_program
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-
-def load(name: str) -> ModuleType:
-    loader = SourceFileLoader(name.replace("-", "_"), str(SERVER / name))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(SERVER), *sys.path])
-        patch.setattr(sys, "dont_write_bytecode", True)
-        patch.setitem(sys.modules, loader.name, module)  # dataclasses look their module up
-        loader.exec_module(module)
-    return module
-
-
-program: Any = load("authorize-keys")
+program: Any = load_program("authorize-keys")
 Key = program.Key
 BLOB = "AAAAC3NzaC1lZDI1NTE5AAAAIH8b2wPqbVd0L1oAXIvB1uXQbC3yYRhvq0G1C4v0y1Zt"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -15,6 +16,7 @@ import pytest
 from clr_client import settings
 from clr_client.errors import SettingsError
 from clr_client.rates import Period, Rates
+from clr_client.reporting.messages import KINDS
 from clr_client.settings import Settings, load
 from clr_client.values import DeleteLimit, Peer
 from hypothesis import given
@@ -95,6 +97,18 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     ],
     "HTTP_PORT": [("8080", 8080)],
     "HTTPS_PORT": [("8443", 8443)],
+    "METRICS_PORT": [("0", 0), ("9101", 9101)],
+    "SITE_NAME": [("Berlin-Mitte Ü", "Berlin-Mitte Ü")],
+    "NOTIFY_URLS": [
+        ("json://a/b", ("json://a/b",)),
+        (
+            " mailto://u:p@h?to=a,b, slack://x/y/z\n\tjsons://q;ntfy://t ,",
+            ("mailto://u:p@h?to=a,b", "slack://x/y/z", "jsons://q", "ntfy://t"),
+        ),
+    ],
+    "NOTIFY_EVENTS": [("held, Failure", ("failure", "held")), ("stale", ("stale",)), ("all", KINDS)],
+    "NOTIFY_STALE_AFTER": [("Auto", None), ("3d", timedelta(days=3)), ("0", timedelta(0))],
+    "HEARTBEAT_URL": [(url, url.strip()) for url in ("https://hc.example.com/ping/4f", " http://[::1]:8000/x?y=z ")],
     "LOG_FORMAT": [("json", "json")],
     "LOG_LEVEL": [("DEBUG", "debug")],
     "CLR_LIBRARY_DIR": [("/srv/x y", Path("/srv/x y"))],
@@ -138,6 +152,13 @@ BAD: dict[str, list[str]] = {
     "TLS_INTERNAL": ["ca"],
     "HTTP_PORT": ["0"],
     "HTTPS_PORT": ["70000"],
+    "METRICS_PORT": ["70000", "-1", "none"],
+    "SITE_NAME": ["a\nb", "\x1b[0m", "x" * 81],
+    "NOTIFY_URLS": ["garbage", "json://a, garbage", "garbage json://a", "://x", "json://", "json://a\x1b[0m"],
+    "NOTIFY_EVENTS": [",", "failures", "all,held", "failure held"],
+    "NOTIFY_STALE_AFTER": ["never", "-1", "2w"],
+    "HEARTBEAT_URL": ["hc.example.com", "ftp://x/y", "https://", "https://x:y/", "https://x/\x1b", "https://x/a b",
+        "file:///etc/passwd", "http://[::1/"],
     "LOG_FORMAT": ["xml"],
     "LOG_LEVEL": ["loud"],
     "CLR_LIBRARY_DIR": ["library", "./x"],
@@ -184,7 +205,7 @@ def test_a_bad_value_is_refused_in_one_line_with_name_value_and_what_is_allowed(
     with pytest.raises(SettingsError) as caught:
         load({variable: text})
     message = str(caught.value)
-    shown = "***" if variable == "LIBRARY_PASSWORD" else repr(text)
+    shown = "***" if variable in {"LIBRARY_PASSWORD", "NOTIFY_URLS", "HEARTBEAT_URL"} else repr(text)
     assert message.startswith(f"{variable}={shown} cannot be used; allowed: {TABLE[variable]['type'].allowed}")
     assert message.isprintable()
     assert caught.value.exit_code == 3
@@ -327,6 +348,8 @@ def test_an_unlikely_name_is_warned_about_without_a_guess_and_foreign_variables_
         ({"TLS_INTERNAL": "true"}, "TLS_INTERNAL=true needs TLS_NAME"),
         ({"TLS_INTERNAL": "true", "TLS_CUSTOM_CERT": "true", "TLS_NAME": "x"}, "exclude each other"),
         ({"TLS_NAME": "x", "HTTP_PORT": "443"}, "HTTP_PORT and HTTPS_PORT are both 443"),
+        ({"METRICS_PORT": "80"}, "METRICS_PORT=80 is the library's"),
+        ({"TLS_NAME": "x", "METRICS_PORT": "443"}, "METRICS_PORT=443 is the library's"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(environment: dict[str, str], text: str) -> None:
@@ -381,3 +404,30 @@ def test_any_environment_gives_settings_or_one_printable_line(environment: dict[
 
 def test_the_dot_at_the_end_of_a_complete_host_name_is_left_out() -> None:
     assert load({"TLS_NAME": "library.example.com."})[0].tls_name == "library.example.com"
+
+
+def test_a_survey_says_everything_that_is_wrong_and_keeps_what_can_be_used() -> None:
+    found = settings.survey(
+        {"SYNC_PEER": "a", "SYNC_PORT": "ssh", "SYNC_SCHEDULE": "often", "TLS_INTERNAL": "true", "SYNC_PERR": "b"}
+    )
+    told = "\n".join(map(str, found.errors))
+    assert len(found.errors) == 3
+    assert "SYNC_PORT='ssh'" in told and "SYNC_SCHEDULE='often'" in told and "TLS_NAME" in told
+    assert found.settings.sync_peer == (("a", None),)
+    assert {"sync_port", "sync_schedule"} <= found.broken
+    with pytest.raises(AttributeError, match="sync_port"):
+        _ = found.settings.peers
+    assert "did you mean SYNC_PEER?" in found.warnings[0]
+
+
+def test_a_survey_of_good_settings_is_what_load_returns() -> None:
+    environ = {"SYNC_PEER": "a", "TLS_NAME": "x.example"}
+    found = settings.survey(environ)
+    assert (found.settings, list(found.warnings)) == load(environ)
+    assert (found.errors, found.broken) == ((), frozenset())
+
+
+def test_a_site_is_called_by_its_name_or_that_of_its_certificate_or_its_hosts() -> None:
+    assert load({"SITE_NAME": "berlin", "TLS_NAME": "x.example.com"})[0].site == "berlin"
+    assert load({"TLS_NAME": "x.example.com"})[0].site == "x.example.com"
+    assert load({})[0].site == socket.gethostname()

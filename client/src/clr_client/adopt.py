@@ -25,7 +25,16 @@ log = logging.getLogger("clr.adopt")
 MOVING = ".adopting"
 OURS = frozenset({"mirror", "items", "generations", "current", "basis", "damaged", "pinned"})
 OUR_FILES = frozenset(
-    {"status.json", "progress.json", "digests.json", "unconfirmed.json", "settled.json", "known_hosts"}
+    {
+        "status.json",
+        "progress.json",
+        "running.json",
+        "told.json",
+        "digests.json",
+        "unconfirmed.json",
+        "settled.json",
+        "known_hosts",
+    }
 )
 
 

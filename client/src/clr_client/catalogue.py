@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clr.publish")
 
-OnProgress: TypeAlias = "Callable[[int, int], object]"
+OnProgress: TypeAlias = "Callable[[int, int, str], object]"
 
 STATE = ".clr-state.json"
 DIGESTS = ".clr-digests.json"
@@ -123,16 +123,22 @@ def _contents(folder: Path, on_progress: OnProgress) -> tuple[dict[str, ItemCont
     items = group(scan(folder))
     total = sum(file.size for item in items for file in item.files)
     done = 0
+
+    def advance(name: str, count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(done, total, name)
+
     for item in items:
+        before = done
         try:
-            found = verify(item, folder, digests, unpack=False)
+            found = verify(item, folder, digests, unpack=False, on_read=advance)
         except HeldError as error:
             held.append(Held(item.key, error.message))
         else:
             contents[item.key] = content_of(found, item)
             warnings += [f"{item.key}: {warning}" for warning in found.warnings]
-        done += sum(file.size for file in item.files)
-        on_progress(done, total)
+        advance(item.key, before + sum(file.size for file in item.files) - done)
     digests.save(folder / DIGESTS)
     return contents, held, warnings
 

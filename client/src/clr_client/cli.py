@@ -20,13 +20,13 @@ import click
 
 from clr_client import __version__
 from clr_client.errors import ClrError
-from clr_client.reporting import logs
-from clr_client.reporting.progress import Bar, Observer, bar
+from clr_client.reporting import bar, logs
 from clr_client.text import printable, size
-from clr_client.values import Label
+from clr_client.values import Duration, Label
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from datetime import timedelta
 
     from clr_client.plan import Plan
     from clr_client.settings import Settings
@@ -78,7 +78,8 @@ def _working() -> Settings:
     from clr_client import settings
 
     loaded, warnings = settings.load(os.environ)
-    logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level)
+    site = loaded.site if loaded.log_format == "json" else loaded.site_name
+    logs.configure(loaded.tz, form=loaded.log_format, level=loaded.log_level, site=site)
     for warning in warnings:
         logging.getLogger("clr").warning("%s", warning)
     return loaded
@@ -142,10 +143,8 @@ def sync(allow_deletes: bool) -> NoReturn:
     from clr_client.reporting.status import PARTIAL
     from clr_client.sync import synchronise
 
-    terminal = sys.stdout.isatty()
     loaded = _working()
-    observer: Observer | None = Bar() if terminal else None
-    report = _finish(synchronise(loaded, trigger="hand", allow_deletes=allow_deletes, observer=observer))
+    report = _finish(synchronise(loaded, trigger="hand", allow_deletes=allow_deletes, observer=bar.observer()))
     sys.exit(PARTIAL_EXIT if report.result == PARTIAL else 0)
 
 
@@ -156,7 +155,8 @@ def plan(as_json: bool) -> None:
     from clr_client.update import plan_only
 
     loaded, _ = _answering()
-    found = _finish(plan_only(loaded))
+    with bar.progress("listing", "files") as advance:
+        found = _finish(plan_only(loaded, advance))
     click.echo(json.dumps(_plan_document(found), indent=2) if as_json else _plan_text(found))
 
 
@@ -197,7 +197,7 @@ def publish(folder: Path, name: str) -> NoReturn:
     from clr_client.directory import publish_directory
 
     logs.configure(ZoneInfo("UTC"), level="warning", stream=sys.stderr)
-    with bar("reading") as advance:
+    with bar.progress("reading") as advance:
         done = publish_directory(folder, name, advance)
     state = "written" if done.changed else "unchanged"
     click.echo(f"{done.name}: version {done.version}, {done.items} items; manifests {state}")
@@ -243,7 +243,7 @@ def check(
     from clr_client.vcsp.checking import check as read
 
     password = _password(password_file) if password_file else None
-    with bar("reading") as advance:
+    with bar.progress("reading", "bytes" if full else "files") as advance:
         report = read(
             url,
             password=password,
@@ -251,7 +251,7 @@ def check(
             ca_file=ca_file,
             thumbprint=pin,
             wait=wait,
-            on_progress=lambda done, total, _what: advance(done, total),
+            on_progress=advance,
         )
     if thumbprint:
         click.echo(verdict.thumbprints(report))
@@ -270,26 +270,55 @@ def _password(file: Path) -> str:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print status.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the site's status.json says.")
 def status(as_json: bool) -> None:
     """Show the last runs, what is published, and what is held and why."""
     from clr_client.lock import running_since
-    from clr_client.reporting import overview
-    from clr_client.sync import describe_library
+    from clr_client.reporting import document, overview
 
     loaded, store = _answering()
-    click.echo(
-        overview.as_json(store.status)
-        if as_json
-        else overview.as_text(
-            loaded,
-            store.status,
-            store.generation_numbers(),
-            library=describe_library(store),
-            running_since=running_since(store.root),
-            rolled_back_to=store.rolled_back_to(),
-        )
-    )
+    found = document.describe(loaded)
+    if as_json:
+        click.echo(document.dump(found), nl=False)
+    else:
+        click.echo(overview.as_text(found, loaded.tz, store.generation_numbers(), running_since(store.root)))
+
+
+@main.command()
+@click.argument("sites", type=click.Path(path_type=Path, allow_dash=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to this file, too.")
+@click.option("--sort", default="worst", show_default=True, type=click.Choice(["worst", "name"]), help="What is first.")
+@click.option("--max-age", type=Duration(), help="Call a site stale whose last success is longer ago, such as 8d.")
+@click.option("--timeout", default=3.0, show_default=True, type=click.FloatRange(0.1, 600), help="Seconds for a site.")
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CA certificates to trust (PEM).",
+)
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--every", default=10, show_default=True, type=click.IntRange(1), help="Seconds from look to look.")
+def fleet(
+    sites: Path,
+    as_json: bool,
+    html: Path | None,
+    sort: str,
+    max_age: timedelta | None,
+    timeout: float,
+    ca_file: Path | None,
+    watch: bool,
+    every: int,
+) -> NoReturn:
+    """Show all sites at a glance, the worst first; each is asked for its status.
+
+    SITES is a file with a line for each site, or - for standard input: NAME URL [password-file=PATH]
+    [pin=THUMBPRINT] [ca-file=PATH]. Exit code 4: a site is not well. Example: clr fleet sites.txt --html fleet.html
+    """
+    from clr_client.fleet.show import View, show
+    from clr_client.fleet.sites import read_sites
+
+    view = View(sort == "name", as_json, html, every if watch else 0, max_age)
+    sys.exit(show(read_sites(sites, ca_file), view, timeout))
 
 
 @main.command()
@@ -316,8 +345,9 @@ def verify(repair: bool) -> NoReturn:
     from clr_client.integrity.verification import verify as read
 
     loaded = _working() if repair else _answering()[0]
-    with bar("verifying") as advance:
-        done = _finish(read(loaded, trigger="hand", repairing=repair, on_progress=advance))
+    with bar.progress("verifying") as advance:
+        observer = bar.observer() if repair else None
+        done = _finish(read(loaded, trigger="hand", repairing=repair, on_progress=advance, observer=observer))
     for damage in done.damaged if not repair else ():  # else the log says it
         click.echo(printable(str(damage)))
     if repair:
@@ -348,7 +378,7 @@ def repack(templates: tuple[Path, ...], compress: bool, drop_cert: bool, dry_run
     for template in templates:
         shown = printable(str(template))
         try:
-            with bar("repacking") as advance:
+            with bar.progress("repacking") as advance:
                 done = rewrite(template, compress=compress, drop_cert=drop_cert, dry_run=dry_run, on_progress=advance)
         except ClrError as error:
             click.echo(f"clr: {shown}: {printable(str(error))}", err=True)
@@ -383,6 +413,32 @@ def rollback(generation: int | None, releasing: bool) -> None:
         return
     number = roll_back(loaded, store, generation)
     click.echo(f"generation {number} is published; syncs are paused until: clr rollback --release")
+
+
+@main.command()
+def notify() -> NoReturn:
+    """Send a message for a try to all of NOTIFY_URLS, and say of each whether it was taken."""
+    from clr_client.reporting.messenger import greet
+
+    failed = False
+    for shown, reason in _finish(greet(_answering()[0])):
+        click.echo(f"{shown}: {reason or 'sent'}")
+        failed = failed or bool(reason)
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> NoReturn:
+    """Check all that goes wrong at set-up, in order, and say what to do about it. Changes nothing.
+
+    Works at any time: before the first start, while a sync runs, with settings that no other command takes. Example:
+    docker-compose -f docker-compose.client.yaml run --rm clr-client doctor
+    """
+    from clr_client.doctor import report
+
+    logs.configure(ZoneInfo("UTC"), level="error", stream=sys.stderr)
+    sys.exit(0 if _finish(report.tell(os.environ, click.echo, as_json=as_json)) else PROBLEMS_EXIT)
 
 
 @main.command()

@@ -19,11 +19,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from clr_client import __version__, transport
 from clr_client.errors import ClrError, LockedError
 from clr_client.integrity.verification import verify as verify_library
+from clr_client.reporting import context, delivery
+from clr_client.reporting.messenger import Heartbeat, Messenger
+from clr_client.reporting.metrics import Metrics
 from clr_client.settings import PREFIXES
-from clr_client.sync import synchronise
+from clr_client.store import Store
+from clr_client.sync import next_due, synchronise
 from clr_client.text import span
+from clr_client.watch import Watcher
 from clr_client.web import caddy
 from clr_client.web.health import BEAT, heartbeat
+from clr_client.web.page import Page
 from clr_client.web.site import Site
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from clr_client.reporting.status import Verification
     from clr_client.schedule import Schedule
     from clr_client.settings import Settings
+    from clr_client.watch import Listener
 
 log = logging.getLogger("clr.daemon")
 
@@ -66,11 +73,13 @@ class Verify(Protocol):
 async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = None) -> int:
     """Serve at once, sync now, then sync and verify on schedule until a signal ends it. Returns the exit code.
 
-    :raises ClrError: it cannot even start: no server named, or the web server cannot be run at all.
+    :raises ClrError: it cannot even start: no server named, a service for messages that cannot be, or the web server
+        cannot be run at all.
     """
     settings.require_peer()
     site = site or Site(settings)
     work = Work(settings, sync)
+    watcher = Watcher(settings, listeners(settings))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -96,10 +105,14 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
     loop.add_signal_handler(signal.SIGUSR1, work.asked.set)
     try:
         await _introduce(settings)
+        if warning := await delivery.check(settings.notify_urls):
+            log.warning("%s", warning)
+        await _unless(stopping, watcher.begin())
         await _unless(stopping, site.start())
         tasks = [
             asyncio.create_task(_for_ever(lambda: _beat(settings), "heartbeat")),
             asyncio.create_task(_for_ever(site.watch, "certificate watch")),
+            asyncio.create_task(_for_ever(watcher.go, "watch of the site")),
             asyncio.create_task(_for_ever(work.go, "schedule")),
         ]
         if settings.verify_schedule:
@@ -117,6 +130,16 @@ async def run(settings: Settings, sync: Sync = synchronise, site: Site | None = 
             loop.remove_signal_handler(number)
     log.info("stopped")
     return 0
+
+
+def listeners(settings: Settings) -> list[Listener]:
+    """Return who is told of the site."""
+    found: list[Listener] = [Page(settings), Metrics(settings)]
+    if settings.notify_urls:
+        found.append(Messenger(settings, Store(settings.clr_library_dir)))
+    if settings.heartbeat_url:
+        found.append(Heartbeat(settings))
+    return found
 
 
 class Work:
@@ -151,9 +174,9 @@ class Work:
         while True:
             trigger, self._trigger = self._trigger, "schedule"
             started = self.now()
-            await self._sync(trigger)
+            is_announced = await self._sync(trigger)
             self.skipped += self._skipped(self.settings.sync_schedule, started, "syncs")
-            self._trigger = await self.due()
+            self._trigger = await self.due(is_announced=is_announced)
 
     async def keep_verifying(self) -> None:
         """Verify on schedule, for ever."""
@@ -164,20 +187,30 @@ class Work:
             await self._verify()
             self._skipped(schedule, started, "verifications")
 
-    async def due(self) -> str:
-        """Wait until the next sync is due, and return what triggers it: schedule, or hand."""
-        next_run = await self._until(self.settings.sync_schedule, "sync", self._asked_within)
+    async def due(self, *, is_announced: bool = False) -> str:
+        """Wait until the next sync is due, and return what triggers it: schedule, or hand.
+
+        :param is_announced: when that is was said already.
+        """
+        schedule = self.settings.sync_schedule
+        next_run = await self._until(schedule, "sync", self._asked_within, is_announced=is_announced)
         if next_run is None or (self.settings.sync_delay and await self._delayed(next_run)):
             return "hand"
         return "schedule"
 
     async def _until(
-        self, schedule: Schedule, what: str, asked_within: Callable[[float], Awaitable[bool]]
+        self,
+        schedule: Schedule,
+        what: str,
+        asked_within: Callable[[float], Awaitable[bool]],
+        *,
+        is_announced: bool = False,
     ) -> datetime | None:
         """Wait until a run is due, and return when that was; None when asked to run at once."""
         reference = self.now()
         next_run = self._next(schedule, reference)
-        log.info("the next %s is due %s", what, self._local(next_run))
+        if not is_announced:
+            log.info("the next %s is due %s", what, self._local(next_run))
         while (remaining := (next_run - self.now()).total_seconds()) > 0:
             if await asked_within(min(remaining, self.slice)):
                 return None
@@ -216,34 +249,45 @@ class Work:
             return False
         return True
 
-    async def _sync(self, trigger: str) -> None:
-        """Run one sync; whatever goes wrong in it is logged, and the next one may do better."""
+    async def _sync(self, trigger: str) -> bool:
+        """Run one sync; whatever goes wrong in it is logged, and the next one may do better.
+
+        :returns: whether the line about its end said when the next one is due.
+        """
         async with self.turn:
             self.asked.clear()
-            log.info("sync starts (%s)", trigger)
-            self.free.clear()
-            try:
-                await self.sync(self.settings, trigger=trigger)
-            except LockedError as error:
-                log.warning("sync skipped: %s", error)
-            except ClrError as error:
-                log.error("sync failed: %s", error)
-            except Exception:
-                log.exception("sync failed unexpectedly; please report this")
-            finally:
-                self.free.set()
+            with context.running():
+                log.info("sync starts (%s)", trigger)
+                self.free.clear()
+                try:
+                    return await self.sync(self.settings, trigger=trigger) is not None
+                except LockedError as error:
+                    log.warning("sync skipped: %s; %s", error, self._announcement())
+                    return True
+                except ClrError as error:
+                    log.error("sync failed: %s; %s", error, self._announcement(), extra=context.about(**error.facts))
+                    return True
+                except Exception:
+                    log.exception("sync failed unexpectedly; please report this")
+                    return False
+                finally:
+                    self.free.set()
+
+    def _announcement(self) -> str:
+        return next_due(self.settings, self._next(self.settings.sync_schedule, self.now()))
 
     async def _verify(self) -> None:
         """Verify once; whatever goes wrong in it is logged, and the next one may do better."""
-        log.info("verification starts")
-        try:
-            done = await self.verify(self.settings, trigger="schedule", free=self.free, turn=self.turn)
-        except ClrError as error:
-            log.error("verification failed: %s", error)
-        except Exception:
-            log.exception("verification failed unexpectedly; please report this")
-        else:
-            log.log(logging.WARNING if done.found else logging.INFO, "verification: %s", done.summary)
+        with context.running():
+            log.info("verification starts")
+            try:
+                done = await self.verify(self.settings, trigger="schedule", free=self.free, turn=self.turn)
+            except ClrError as error:
+                log.error("verification failed: %s", error)
+            except Exception:
+                log.exception("verification failed unexpectedly; please report this")
+            else:
+                log.log(logging.WARNING if done.found else logging.INFO, "verification: %s", done.summary)
 
     def _skipped(self, schedule: Schedule, started: datetime, what: str) -> int:
         """Count the runs that were due while one ran."""

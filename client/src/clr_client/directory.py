@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from clr_client.reporting.status import Held
 
-OnProgress: TypeAlias = "Callable[[int, int], object]"
+OnProgress: TypeAlias = "Callable[[int, int, str], object]"
 
 SETTLED = ".clr-settled.json"
 
@@ -38,13 +38,15 @@ class Published:
     warnings: tuple[str, ...] = ()
 
 
-def publish_directory(folder: Path, name: str, on_progress: OnProgress = lambda _done, _total: None) -> Published:
+def publish_directory(
+    folder: Path, name: str, on_progress: OnProgress = lambda _done, _total, _name: None
+) -> Published:
     """Write lib.json, items.json and each item.json for the templates in ``folder``, reading only what changed.
 
     The data is there already; an item's manifest is written before the list of items, and lib.json last, so that no
     reader meets a reference to what is absent. Manifests of other tools are adopted: ids stay, versions grow.
 
-    :param on_progress: told the bytes looked at so far and the bytes there are.
+    :param on_progress: told the bytes looked at so far, the bytes there are, and the name of the file.
     :raises StoreError: the folder cannot be read or written.
     :raises ManifestError: manifests in it cannot be understood.
     :raises LockedError: another process publishes the same folder.

@@ -41,6 +41,13 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def swap_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step, without forcing it to disk: for what is worth nothing after a crash."""
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    unfinished.write_bytes(data)
+    unfinished.rename(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Force a folder's entries to disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that can go wrong, in the words that errors, `clr doctor` and the documentation share.
+
+    ``text`` says what happened, ``remedy`` what to do. ``{names}`` in them stand for what only the moment knows.
+    """
+
+    text: str
+    remedy: str = ""
+
+    def told(self, **known: object) -> tuple[str, str]:
+        """Return text and remedy, complete; what an error is made from."""
+        return self.text.format(**known), self.remedy.format(**known)
 
 
 class ClrError(Exception):
@@ -18,6 +34,8 @@ class ClrError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.facts: dict[str, Any] = {}
+        """What a log line as JSON says beside the text: a failed run in numbers."""
 
     def __str__(self) -> str:
         return f"{self.message}. {self.remedy}" if self.remedy else self.message
@@ -87,6 +105,12 @@ class ProbeError(SubscriberError):
         super().__init__(message, remedy)
         self.probe = probe
         self.progress = progress
+
+
+class SitesError(ClrError):
+    """The file that names the sites of a fleet cannot be read or understood."""
+
+    exit_code = 3
 
 
 class HeldError(ClrError):

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 from clr_client import lock
 from clr_client.disk import NO_LINKS, UNFINISHED
-from clr_client.errors import StoreError
+from clr_client.errors import StoreError, Trouble
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+NO_SYMLINKS = Trouble(
+    "the file system of the library volume {root} has no symbolic links, by which a library is published",
+    "Use one that has: ext4, XFS and Btrfs do; FAT and exFAT do not",
+)
 
 
 def refuse_without_links(root: Path, folder: Path) -> None:
@@ -30,10 +35,7 @@ def refuse_without_links(root: Path, folder: Path) -> None:
     finally:
         trial.unlink(missing_ok=True)
     if not found:
-        raise StoreError(
-            f"the file system of the library volume {root} has no symbolic links, by which a library is published",
-            "Use one that has: ext4, XFS and Btrfs do; FAT and exFAT do not",
-        )
+        raise StoreError(*NO_SYMLINKS.told(root=root))
 
 
 def shares_files(root: Path) -> bool:

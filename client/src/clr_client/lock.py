@@ -8,10 +8,11 @@ import os
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from clr_client.disk import unusable
 from clr_client.errors import LockedError, StoreError
+from clr_client.reporting import context
 from clr_client.transport.runner import inheriting
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 NAME = ".lock"
 ORPHAN_SECONDS = 10.0
+PROBE_SECONDS = 0.3
+"""Whoever asks whether a run is at work holds the lock for an instant, which must not keep a run from beginning."""
 
 
 @contextmanager
@@ -40,15 +43,16 @@ def hold(root: Path, trigger: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(_close, handle)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(handle, PROBE_SECONDS)
         except BlockingIOError:
-            raise LockedError(f"already running since {_holder(root)}") from None
+            raise LockedError(f"already running since {_shown(_holder(root))}") from None
         except OSError as error:
             raise StoreError(
                 f"the library volume {root} cannot be locked: {error}",
                 "Its file system must support flock: a local disk does, NFS from version 4 on",
             ) from error
-        since = {"since": datetime.now(UTC).isoformat(timespec="seconds"), "trigger": trigger}
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        since = {"since": began, "trigger": trigger, "run": context.run_id()}
         with suppress(OSError):  # a full volume: then nobody is told since when
             os.ftruncate(handle.fileno(), 0)
             os.write(handle.fileno(), json.dumps(since).encode())
@@ -65,24 +69,31 @@ def _alone(root: Path) -> Iterator[None]:
         raise unusable(root, error) from error
     with ExitStack() as stack:
         stack.callback(_close, handle)
-        deadline = time.monotonic() + ORPHAN_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LockedError(
-                        "an rsync of a run that was killed is still at work on the library volume",
-                        "It ends by itself; if it does not, its disk hangs",
-                    ) from None
-                time.sleep(0.05)
+        try:
+            _take(handle, ORPHAN_SECONDS)
+        except BlockingIOError:
+            raise LockedError(
+                "an rsync of a run that was killed is still at work on the library volume",
+                "It ends by itself; if it does not, its disk hangs",
+            ) from None
         stack.enter_context(inheriting(handle.fileno()))
         yield
 
 
-def running_since(root: Path) -> str:
-    """Say since when a run holds the volume; empty when none does."""
+def _take(handle: IO[str], seconds: float) -> None:
+    """Lock a file, trying for a while; BlockingIOError when another still has it then."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def holder(root: Path) -> dict[str, Any] | None:
+    """Return what the run that holds the volume said of itself: since, trigger, run. None when nobody holds it."""
     try:
         with (root / NAME).open(encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -90,7 +101,13 @@ def running_since(root: Path) -> str:
         return _holder(root)
     except OSError:
         pass
-    return ""
+    return None
+
+
+def running_since(root: Path) -> str:
+    """Say since when a run holds the volume; empty when none does."""
+    held = holder(root)
+    return "" if held is None else _shown(held)
 
 
 def _close(handle: IO[str]) -> None:
@@ -98,9 +115,12 @@ def _close(handle: IO[str]) -> None:
         handle.close()
 
 
-def _holder(root: Path) -> str:
-    try:
+def _holder(root: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads((root / NAME).read_text(encoding="utf-8"))
-        return f"{content['since']} ({content['trigger']})"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "a moment ago"
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _shown(held: dict[str, Any]) -> str:
+    return f"{held['since']} ({held['trigger']})" if {"since", "trigger"} <= held.keys() else "a moment ago"

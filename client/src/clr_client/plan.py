@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from clr_client.content.items import group
 from clr_client.content.names import fold
-from clr_client.errors import GuardError
+from clr_client.errors import GuardError, Trouble
 from clr_client.text import printable
 
 if TYPE_CHECKING:
@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 SHOWN = 5
 NOT_CHOSEN = "not chosen by SYNC_INCLUDE and SYNC_EXCLUDE"
 INCOMPLETE = "the server could not read all of its library"
+
+EMPTY_SOURCE = Trouble(
+    "the server's library is empty, so nothing was changed here",
+    "Is its storage mounted? If it is meant to be empty: clr sync --allow-deletes",
+)
+TOO_MANY_GONE = Trouble(
+    "{gone} of {published} items {why} ({names}), more than SYNC_MAX_DELETE={limit} allows to remove, so nothing was"
+    " changed here",
+    "If that is meant: clr sync --allow-deletes",
+)
+NO_ROOM = Trouble(
+    "the plan needs {needed:,} bytes and the library volume has {free:,} free, so nothing was fetched",
+    "Make room, choose fewer items (SYNC_EXCLUDE), or lower LIBRARY_KEEP and LIBRARY_GRACE",
+)
 
 
 class Action(StrEnum):
@@ -206,25 +220,32 @@ def guard(
     :param needed_bytes: what the volume must still take; ``free_bytes``: what it has.
     :raises GuardError: with the reason and the override.
     """
+    if not allow_deletes:
+        guard_source(plan)
+        guard_removals(plan, published=published, limit=limit)
+    guard_space(needed_bytes, free_bytes)
+
+
+def guard_source(plan: Plan) -> None:
+    """Refuse a source that has nothing. Raises GuardError."""
+    if not any(item.source for item in plan.items):
+        raise GuardError(*EMPTY_SOURCE.told())
+
+
+def guard_removals(plan: Plan, *, published: int, limit: DeleteLimit) -> None:
+    """Refuse to remove more than the limit allows. Raises GuardError."""
     gone = plan.having(Action.REMOVE)
-    if not any(item.source for item in plan.items) and not allow_deletes:
-        raise GuardError(
-            "the server's library is empty, so nothing was changed here",
-            "Is its storage mounted? If it is meant to be empty: clr sync --allow-deletes",
-        )
-    if not limit.allows(len(gone), published) and not allow_deletes:
-        names = ", ".join([*(item.key for item in gone[:SHOWN]), *(["..."] if len(gone) > SHOWN else [])])
-        raise GuardError(
-            f"{len(gone)} of {published} items {_why(gone)} ({names}), more than SYNC_MAX_DELETE={limit} allows to"
-            " remove, so nothing was changed here",
-            "If that is meant: clr sync --allow-deletes",
-        )
+    if limit.allows(len(gone), published):
+        return
+    names = ", ".join([*(item.key for item in gone[:SHOWN]), *(["..."] if len(gone) > SHOWN else [])])
+    told = TOO_MANY_GONE.told(gone=len(gone), published=published, why=_why(gone), names=names, limit=limit)
+    raise GuardError(*told)
+
+
+def guard_space(needed_bytes: int, free_bytes: int) -> None:
+    """Refuse a plan that the volume has no room for. Raises GuardError."""
     if needed_bytes > free_bytes:
-        raise GuardError(
-            f"the plan needs {needed_bytes:,} bytes and the library volume has {free_bytes:,} free,"
-            " so nothing was fetched",
-            "Make room, choose fewer items (SYNC_EXCLUDE), or lower LIBRARY_KEEP and LIBRARY_GRACE",
-        )
+        raise GuardError(*NO_ROOM.told(needed=needed_bytes, free=free_bytes))
 
 
 def _why(gone: Iterable[ItemPlan]) -> str:

@@ -17,6 +17,7 @@ from clr_client.errors import HeldError, TreeError
 from clr_client.integrity.damages import note
 from clr_client.integrity.repair import rotten
 from clr_client.plan import Action, parts
+from clr_client.reporting.context import about
 from clr_client.reporting.status import Held
 from clr_client.store import Store, TreeSource
 from clr_client.threads import to_end
@@ -158,7 +159,7 @@ def _verify_items(
         verified[item.key] = found, item.source
         if item.action is not Action.KEEP:
             for warning in found.warnings:
-                log.warning("%s: %s", item.key, warning)
+                log.warning("%s: %s", item.key, warning, extra=about(item=item.key))
     return verified, held
 
 

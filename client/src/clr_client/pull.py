@@ -21,6 +21,7 @@ from clr_client.content.digests import DigestCache
 from clr_client.content.items import scan
 from clr_client.errors import GuardError, TransportError
 from clr_client.plan import Action, Choice, Plan, guard, make_plan
+from clr_client.reporting.context import about
 from clr_client.servers import link_to, window_ended
 from clr_client.threads import to_end
 from clr_client.transport.batches import divide, workers
@@ -163,12 +164,11 @@ def _still_to_come(job: Job, pulled: Pulled) -> int:
     if pulled.listing is None:
         return 0
     _look_again(job, pulled)
-    return pulled.plan.bytes - _arrived(job, pulled)
+    return pulled.plan.bytes - _arrived(pulled.plan, job.store)
 
 
-def _arrived(job: Job, pulled: Pulled) -> int:
-    store = job.store
-    return seed.arrived_bytes(pulled.plan.fetch, transport.partials(store.mirror), store.mirror, store.basis)
+def _arrived(plan: Plan, store: Store) -> int:
+    return seed.arrived_bytes(plan.fetch, transport.partials(store.mirror), store.mirror, store.basis)
 
 
 async def _settle(job: Job, pulled: Pulled, peer: Peer, arrivals: Arrivals) -> None:
@@ -209,6 +209,7 @@ def _warn_of_going_back(pulled: Pulled, link: Link) -> None:
                 item.key,
                 link.peer,
                 ", ".join(file.name for file in item.older),
+                extra=about(item=item.key),
             )
 
 
@@ -236,10 +237,17 @@ def _drop_useless(job: Job, plan: Plan) -> None:
 
 def _needed(job: Job, pulled: Pulled) -> int:
     """Bytes that the volume has to take until the plan is published: what is still to come, and files beside it."""
-    plan = pulled.plan
+    return needed_bytes(pulled.plan, job.store, shares_files=filesystem.shares_files(job.store.root))
+
+
+def needed_bytes(plan: Plan, store: Store, *, shares_files: bool) -> int:
+    """Bytes that the volume has to take until a plan is published.
+
+    :param shares_files: whether the volume has hard links; see ``filesystem.shares_files``.
+    """
     unpacked = sum(file.size for file in plan.fetch if file.suffix == ".ova")
-    copied = 0 if filesystem.shares_files(job.store.root) else plan.bytes - unpacked
-    return plan.bytes - _arrived(job, pulled) + unpacked + copied + RESERVE_BYTES
+    copied = 0 if shares_files else plan.bytes - unpacked
+    return plan.bytes - _arrived(plan, store) + unpacked + copied + RESERVE_BYTES
 
 
 def _look_again(job: Job, pulled: Pulled, here: Mapping[str, FileInfo] | None = None) -> None:
@@ -371,7 +379,7 @@ async def _fetch_from(job: Job, choose: Callable[[Listing], tuple[ItemPlan, ...]
     mirror = {file.path: file for file in scan(job.store.mirror)}
     pulled = Pulled(listing=listing, plan=Plan(choose(listing)), mirror=mirror, peer=link.peer)
     if pulled.plan.fetch:
-        needed, free = pulled.plan.bytes - _arrived(job, pulled) + RESERVE_BYTES, job.store.free_bytes()
+        needed, free = pulled.plan.bytes - _arrived(pulled.plan, job.store) + RESERVE_BYTES, job.store.free_bytes()
         if needed > free:
             raise GuardError(f"{needed:,} bytes are needed and the library volume has {free:,} free", "Make room")
         await _transfer(job, pulled, link, lambda _: None)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clr.store")
 
-RESERVED = frozenset({"_items", "lib.json", "items.json"})
-"""What a generation itself holds, in lower case; no item's readable path begins with it or a dot."""
+RESERVED = frozenset({"_items", "_clr", "lib.json", "items.json"})
+"""What a generation itself holds and the site's own page, in lower case; no readable path begins with it or a dot."""
 
 
 def link_names(folder: Path, items: Iterable[PublishedItem]) -> None:

@@ -6,15 +6,18 @@ the same table.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clr_client.errors import SettingsError
+from clr_client.errors import SettingsError, Trouble
 from clr_client.values import (
+    AnyOf,
     Bandwidth,
     BlockSize,
     Cron,
@@ -28,17 +31,20 @@ from clr_client.values import (
     Limit,
     OneOf,
     Password,
+    Patience,
     Peer,
     Peers,
+    Services,
     Text,
     Truth,
+    WebAddress,
     Whole,
     Words,
     Zone,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from datetime import timedelta
     from zoneinfo import ZoneInfo
 
@@ -198,6 +204,47 @@ class Settings:
     )
     http_port: int = _setting(Whole(1, 65535), "80", "Port for HTTP inside the container.", group="TLS")
     https_port: int = _setting(Whole(1, 65535), "443", "Port for HTTPS inside the container.", group="TLS")
+    metrics_port: int = _setting(
+        Whole(0, 65535),
+        "0",
+        "Port that serves nothing but `/metrics` and `/healthz`, over HTTP and without a password. 0: none.",
+        group="Status",
+    )
+    site_name: str = _setting(
+        Label(0, 80),
+        "",
+        "Name of this site on its page, in status and messages. Empty: TLS_NAME, or else the host's name.",
+        group="Status",
+    )
+    notify_urls: tuple[str, ...] = _setting(
+        Services(),
+        "",
+        "Who is told of what happens: mail, chats, webhooks, as URLs of [apprise](https://appriseit.com/services/)."
+        " Empty: nobody.",
+        group="Messages",
+        secret=True,
+    )
+    notify_events: tuple[str, ...] = _setting(
+        AnyOf("failure", "recovery", "held", "first-success", "stale", "damaged", "certificate", "paused"),
+        "all",
+        "What is told, each event once.",
+        group="Messages",
+    )
+    notify_stale_after: timedelta | None = _setting(
+        Patience(),
+        "auto",
+        "How long a site may go without a sync that succeeds before that is told. `auto`: until two scheduled syncs in"
+        " a row brought nothing. 0: never.",
+        group="Messages",
+    )
+    heartbeat_url: str = _setting(
+        WebAddress(),
+        "",
+        "URL of a monitor such as healthchecks.io that notices when nothing comes any more: it gets a POST when a sync"
+        " succeeds, at `/start` when one starts, at `/fail` when one fails.",
+        group="Messages",
+        secret=True,
+    )
     log_format: str = _setting(OneOf("text", "json"), "text", "Form of log lines.", group="Logs")
     log_level: str = _setting(OneOf("debug", "info", "warning", "error"), "info", "Least level logged.", group="Logs")
     clr_library_dir: Path = _setting(Folder(), "/syncer/library", "The library volume.", group="Folders")
@@ -205,6 +252,11 @@ class Settings:
     clr_certs_dir: Path = _setting(Folder(), "/etc/caddycerts", "Folder with cert.pem and key.pem.", group="Folders")
     clr_data_dir: Path = _setting(Folder(), "/data", "Caddy's data: certificates it obtained, its CA.", group="Folders")
     clr_run_dir: Path = _setting(Folder(), "/run/clr", "Sockets and files of the running process.", group="Folders")
+
+    @property
+    def site(self) -> str:
+        """How this site is called where people or monitors see it."""
+        return self.site_name or self.tls_name or socket.gethostname()
 
     @property
     def peers(self) -> tuple[Peer, ...]:
@@ -217,8 +269,38 @@ class Settings:
             raise SettingsError(f"SYNC_PEER is not set; allowed: {Peers.allowed}")
 
 
-PREFIXES = ("SYNC_", "TLS_", "LIBRARY_", "VERIFY_")
+PREFIXES = ("SYNC_", "TLS_", "LIBRARY_", "VERIFY_", "SITE_", "METRICS_", "NOTIFY_", "HEARTBEAT_")
 ALIASES = {"SYNC_MAX_KBPS": "SYNC_MAX_BW"}
+LIKENESS = 0.85
+"""How like one of ours a name without our prefixes must be to count as misspelt; HTTP_PROXY is 0.74 like HTTP_PORT."""
+
+TROUBLES = (
+    CANNOT_BE := Trouble("{variable}={value} cannot be used; allowed: {allowed}"),
+    TWICE := Trouble("{variable} and {variable}_FILE are both set; keep one of them"),
+    FILE_UNREADABLE := Trouble("{variable}_FILE={file} cannot be read ({error}); allowed: a readable text file"),
+    FILE_EMPTY := Trouble("{variable}_FILE={file} is empty; allowed: a file that holds the value"),
+    BOTH_WAYS := Trouble("TLS_INTERNAL=true and TLS_CUSTOM_CERT=true exclude each other; set one of them"),
+    NAMELESS := Trouble("{variable}=true needs TLS_NAME, the name that the certificate is for"),
+    SAME_PORT := Trouble("HTTP_PORT and HTTPS_PORT are both {port}; allowed: two different ports"),
+    PORT_TAKEN := Trouble("METRICS_PORT={port} is the library's; allowed: a port of its own"),
+    NOT_OURS := Trouble("{variable} is not a setting of this program{hint}"),
+    OLD_NAME := Trouble("{old} is an old name; rename it to {new}"),
+    OLD_IGNORED := Trouble("{old} is ignored, because {new} is set"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What an environment says, as far as it can be used.
+
+    ``settings`` lacks the fields that are ``broken``: to read one raises AttributeError. ``errors`` tell why, one for
+    each mistake; ``warnings`` are about variables that look misspelt or go by an old name.
+    """
+
+    settings: Settings
+    errors: tuple[SettingsError, ...]
+    broken: frozenset[str]
+    warnings: tuple[str, ...]
 
 
 def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
@@ -227,26 +309,54 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
     :returns: the settings, and warnings about variables that look misspelt or go by an old name.
     :raises SettingsError: the first value that cannot be used: its name, the value and what is allowed.
     """
+    found = survey(environ)
+    if found.errors:
+        raise found.errors[0]
+    return found.settings, list(found.warnings)
+
+
+def survey(environ: Mapping[str, str]) -> Survey:
+    """Read all that can be read of the settings, and say everything that is wrong with them."""
     warnings: list[str] = []
-    values: dict[str, Any] = {}
+    errors: list[SettingsError] = []
+    broken: set[str] = set()
+    settings = object.__new__(Settings)
     for field in dataclasses.fields(Settings):
         variable = field.name.upper()
-        text = _lookup(environ, variable, secret=field.metadata["secret"], warnings=warnings)
-        values[field.name] = _convert(variable, field.metadata, text or field.metadata["default"])
-    settings = Settings(**values)
-    _check_together(settings)
-    return settings, warnings + _misspelt(environ)
+        try:
+            text = _lookup(environ, variable, secret=field.metadata["secret"], warnings=warnings)
+            value = _convert(variable, field.metadata, text or field.metadata["default"])
+        except SettingsError as error:
+            errors.append(error)
+            broken.add(field.name)
+        else:
+            object.__setattr__(settings, field.name, value)
+    for names, text in _conflicts(settings, broken):
+        errors.append(SettingsError(text))
+        broken.update(names)
+    for name in broken:
+        with contextlib.suppress(AttributeError):
+            object.__delattr__(settings, name)
+    return Survey(settings, tuple(errors), frozenset(broken), (*warnings, *_misspelt(environ)))
 
 
-def _check_together(settings: Settings) -> None:
-    if settings.tls_custom_cert and settings.tls_internal:
-        raise SettingsError("TLS_INTERNAL=true and TLS_CUSTOM_CERT=true exclude each other; set one of them")
-    if settings.tls_internal and not settings.tls_name:
-        raise SettingsError("TLS_INTERNAL=true needs TLS_NAME, the name that the certificate is for")
-    if settings.tls_custom_cert and not settings.tls_name:
-        raise SettingsError("TLS_CUSTOM_CERT=true needs TLS_NAME, the name that the certificate is for")
+def _conflicts(settings: Settings, broken: Collection[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The fields that exclude each other as they are set, and why."""
+    ways, ports = ("tls_name", "tls_custom_cert", "tls_internal"), ("http_port", "https_port")
+    if not any(name in broken for name in ways):
+        if settings.tls_custom_cert and settings.tls_internal:
+            yield ways, BOTH_WAYS.told()[0]
+        if settings.tls_internal and not settings.tls_name:
+            yield ways, NAMELESS.told(variable="TLS_INTERNAL")[0]
+        if settings.tls_custom_cert and not settings.tls_name:
+            yield ways, NAMELESS.told(variable="TLS_CUSTOM_CERT")[0]
+    if any(name in broken for name in ("tls_name", *ports)):
+        return
     if settings.tls_name and settings.http_port == settings.https_port:
-        raise SettingsError(f"HTTP_PORT and HTTPS_PORT are both {settings.http_port}; allowed: two different ports")
+        yield ports, SAME_PORT.told(port=settings.http_port)[0]
+    taken = (settings.http_port, settings.https_port) if settings.tls_name else (settings.http_port,)
+    if "metrics_port" not in broken and settings.metrics_port in taken:
+        yield ("metrics_port", *ports), PORT_TAKEN.told(port=settings.metrics_port)[0]
 
 
 def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings: list[str]) -> str:
@@ -254,23 +364,21 @@ def _lookup(environ: Mapping[str, str], variable: str, *, secret: bool, warnings
     for old, new in ALIASES.items():
         if new == variable and old in environ:
             if text:
-                warnings.append(f"{old} is ignored, because {new} is set")
+                warnings.append(OLD_IGNORED.told(old=old, new=new)[0])
             else:
-                warnings.append(f"{old} is an old name; rename it to {new}")
+                warnings.append(OLD_NAME.told(old=old, new=new)[0])
                 text = environ[old]
     file = environ.get(f"{variable}_FILE") if secret else None
     if not file:
         return text
     if text:
-        raise SettingsError(f"{variable} and {variable}_FILE are both set; keep one of them")
+        raise SettingsError(*TWICE.told(variable=variable))
     try:
         text = Path(file).read_text(encoding="utf-8").strip("\ufeff").rstrip("\r\n")
     except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"{variable}_FILE={file!r} cannot be read ({error}); allowed: a readable text file"
-        ) from None
+        raise SettingsError(*FILE_UNREADABLE.told(variable=variable, file=repr(file), error=error)) from None
     if not text:
-        raise SettingsError(f"{variable}_FILE={file!r} is empty; allowed: a file that holds the value")
+        raise SettingsError(*FILE_EMPTY.told(variable=variable, file=repr(file)))
     return text
 
 
@@ -279,19 +387,20 @@ def _convert(variable: str, metadata: Mapping[str, Any], text: str) -> Any:  # n
         return metadata["type"].convert(text, None, None)
     except click.BadParameter as error:
         shown = "***" if metadata["type"].hidden else repr(text)
-        raise SettingsError(f"{variable}={shown} cannot be used; allowed: {error.message}") from None
+        raise SettingsError(*CANNOT_BE.told(variable=variable, value=shown, allowed=error.message)) from None
 
 
 def _misspelt(environ: Mapping[str, str]) -> list[str]:
+    import difflib
+
     fields = dataclasses.fields(Settings)
     known = {field.name.upper() for field in fields} | set(ALIASES)
     known |= {f"{field.name.upper()}_FILE" for field in fields if field.metadata["secret"]}
     warnings = []
     for name in sorted(set(environ) - known):
-        if name.startswith(PREFIXES):
-            import difflib
-
-            likely = difflib.get_close_matches(name, known, n=1)
+        is_ours = name.startswith(PREFIXES)
+        likely = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if is_ours else LIKENESS)
+        if is_ours or likely:
             hint = f"; did you mean {likely[0]}?" if likely else ""
-            warnings.append(f"{name} is not a setting of this program{hint}")
+            warnings.append(NOT_OURS.told(variable=name, hint=hint)[0])
     return warnings

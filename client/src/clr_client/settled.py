@@ -38,7 +38,7 @@ FORMAT = "content-library-rsync settled 1"
 MANIFESTS = frozenset({"lib.json", "items.json", "item.json"})
 READ = ("lib.json", "items.json", ".state.json")
 """What a sync reads of the published generation, to see whether readers find what is recorded."""
-CHANGING = frozenset({"status.json", "progress.json", "settled.json", "known_hosts"})
+CHANGING = frozenset({"status.json", "progress.json", "running.json", "told.json", "settled.json", "known_hosts"})
 """Files of the volume that no decision of a sync depends on."""
 
 

@@ -65,6 +65,8 @@ class Store:
         self.basis = root / "basis"
         self.status = root / "status.json"
         self.progress = root / "progress.json"
+        self.running = root / "running.json"
+        self.told = root / "told.json"
         self.known_hosts = root / "known_hosts"
         self.digests = root / "digests.json"
         self.unconfirmed = root / "unconfirmed.json"
@@ -79,6 +81,14 @@ class Store:
     def locked(self, trigger: str) -> AbstractContextManager[None]:
         """Hold the volume for one run; see ``lock.hold``."""
         return lock.hold(self.root, trigger)
+
+    def write_down(self, path: Path, data: bytes) -> None:
+        """Replace a small file in one step, on a full volume at the cost of the reserve. Raises OSError."""
+        try:
+            replace_file(path, data)
+        except OSError:
+            self.reserve.unlink(missing_ok=True)
+            replace_file(path, data)
 
     def prepare(self) -> None:
         """Make the folders and clear away what a killed run left unfinished.
@@ -370,7 +380,7 @@ class Store:
         now = moments.now()
         kept = set(numbers[-keep:]) | {current}
         for number, successor in pairwise(numbers):
-            replaced_for = self._published_at(successor).seconds_until(now)
+            replaced_for = self.published_at(successor).seconds_until(now)
             if number not in kept and replaced_for >= grace.total_seconds():
                 _discard(self.generations / str(number))
             else:
@@ -378,7 +388,7 @@ class Store:
         if kept < set(numbers):
             self._clear_trees(sorted(kept))
 
-    def _published_at(self, number: int) -> Moment:
+    def published_at(self, number: int) -> Moment:
         """Say when a generation was published; of those of earlier releases the folder's time is all that is known."""
         folder = self.generations / str(number)
         with suppress(OSError):

@@ -11,15 +11,18 @@ import asyncio
 import dataclasses
 import logging
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from clr_client import settled
-from clr_client.disk import replace_file, unusable
+from clr_client.disk import unusable
 from clr_client.errors import ClrError
 from clr_client.integrity.damages import noted
+from clr_client.reporting import context
 from clr_client.reporting import status as statuses
 from clr_client.reporting.progress import LogLines, Observer, Observers, ProgressFile
+from clr_client.reporting.running import Running
 from clr_client.reporting.status import Report
 from clr_client.servers import Servers
 from clr_client.settled import Settled
@@ -27,7 +30,7 @@ from clr_client.store import Store
 from clr_client.threads import to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from clr_client.reporting.status import Status, Verification
     from clr_client.settings import Settings
@@ -48,11 +51,17 @@ async def synchronise(
     """
     settings.require_peer()
     store = Store(settings.clr_library_dir)
-    with store.locked(trigger):
+    with (
+        context.running() as run,
+        _summing_up(settings) as sum_up,
+        store.locked(trigger),
+        Running(store.running, run, trigger, _now()) as shown,
+    ):
+        failure: Exception | None = None
         started = time.monotonic()
-        report = Report(trigger=trigger, started=_now())
+        report = Report(trigger=trigger, started=shown.since, run=run)
         library: dict[str, Any] | None = None
-        watching = Observers(observer or LogLines(), ProgressFile(store.progress))
+        watching = Observers(observer or LogLines(), ProgressFile(store.progress), shown)
         try:
             report, library = await _sync(settings, store, report, watching, allow_deletes=allow_deletes)
         except OSError as error:
@@ -60,6 +69,7 @@ async def synchronise(
             report = dataclasses.replace(report, result=statuses.FAILED, error=str(failure))
             raise failure from error
         except Exception as error:
+            failure = error
             report = dataclasses.replace(report, result=statuses.FAILED, error=str(error) or repr(error))
             raise
         except asyncio.CancelledError:
@@ -70,8 +80,35 @@ async def synchronise(
         finally:
             watching.finish(report.error if report.result == statuses.FAILED else "")
             report = dataclasses.replace(report, ended=_now(), seconds=round(time.monotonic() - started, 1))
-            _record(store, report, library)
+            report = _record(store, report, library)
+            sum_up(report, failure)
         return report
+
+
+@contextmanager
+def _summing_up(settings: Settings) -> Iterator[Callable[[Report, Exception | None], None]]:
+    """Log a run in one line, once nothing of it is left; of a failed one, whoever catches its error logs it."""
+    ended: list[Report] = []
+
+    def sum_up(report: Report, failure: Exception | None) -> None:
+        if failure is None:
+            ended.append(report)
+        elif isinstance(failure, ClrError):
+            failure.facts = report.facts
+
+    try:
+        yield sum_up
+    finally:
+        following = settings.sync_schedule.next_after(datetime.now(UTC), settings.tz)
+        for report in ended:
+            level = logging.INFO if report.result in {statuses.SUCCESS, statuses.PAUSED} else logging.WARNING
+            facts = context.about(**report.facts, next_sync=following.astimezone(UTC).isoformat(timespec="seconds"))
+            log.log(level, "%s; %s", report.summary, next_due(settings, following), extra=facts)
+
+
+def next_due(settings: Settings, following: datetime) -> str:
+    """Say when the next sync is due."""
+    return f"the next sync is due {following.astimezone(settings.tz):%a %Y-%m-%d %H:%M %Z}"
 
 
 async def _sync(
@@ -104,44 +141,38 @@ def _had_nothing_to_do(report: Report) -> bool:
     return report.result == statuses.SUCCESS and not changed
 
 
-def _record(store: Store, report: Report, library: dict[str, Any] | None) -> None:
-    """Log the run's summary and add it to the status file, whose loss would lose nothing but history.
+def _record(store: Store, report: Report, library: dict[str, Any] | None) -> Report:
+    """Log what became of items, and add the run to the status file, whose loss would lose nothing but history.
 
     :param library: a description of what is published, if there is one at hand.
     """
-    level = logging.INFO if report.result in {statuses.SUCCESS, statuses.PAUSED} else logging.WARNING
+    for what, names in (("added", report.added), ("updated", report.updated), ("removed", report.removed)):
+        for name in names[: statuses.MOST_NAMED]:
+            log.info("%s: %s", name, what, extra=context.about(item=name))
+        if len(names) > statuses.MOST_NAMED:
+            log.info("%d more items: %s", len(names) - statuses.MOST_NAMED, what)
     for held in report.held[: statuses.MOST_HELD]:
-        log.warning("%s is held: %s", held.key, held.reason)
+        log.warning("%s is held: %s", held.key, held.reason, extra=context.about(item=held.key))
     if len(report.held) > statuses.MOST_HELD:
         log.warning("%d more items are held", len(report.held) - statuses.MOST_HELD)
     for damage in report.damaged:
-        log.warning("damaged: %s", damage)
-    if report.result != statuses.FAILED:
-        log.log(level, "%s", report.summary)
+        log.warning("damaged: %s", damage, extra=context.about(item=damage.item))
     try:
         number = store.current_number()
         if library is None and number is not None:
             library = describe_library(store)
-        ended = dataclasses.replace(report, generation=number)
-        record(store, lambda status: status.after(ended, library))
+        report = dataclasses.replace(report, generation=number)
+        record(store, lambda status: status.after(report, library))
     except (OSError, ClrError) as error:
         log.warning("the status file cannot be written: %s", error)
+    return report
 
 
 def record(store: Store, change: Callable[[Status], Status], verification: Verification | None = None) -> None:
     """Change the status file, and add what is damaged now and the newest verification. Raises OSError."""
     with statuses.alone(store.status):
         status = change(statuses.load(store.status)).knowing(noted(store), verification)
-        _write_down(store, statuses.dump(status))
-
-
-def _write_down(store: Store, status: bytes) -> None:
-    """Write the status file; on a full volume at the cost of the reserve."""
-    try:
-        replace_file(store.status, status)
-    except OSError:
-        store.reserve.unlink(missing_ok=True)
-        replace_file(store.status, status)
+        store.write_down(store.status, statuses.dump(status))
 
 
 def describe_library(store: Store) -> dict[str, Any]:

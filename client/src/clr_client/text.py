@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional embeddings, overrides and
 # isolates, and surrogates, which are bytes that are not UTF-8.
@@ -44,3 +45,19 @@ def span(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a printable text takes: East Asian signs two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text
+    )
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text that takes at most ``width`` columns; where something is missing it ends in an ellipsis."""
+    if columns(text) <= width:
+        return text
+    while text and columns(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…" if width > 0 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ async def in_background(work: Callable[[threading.Event], Result]) -> Result:
     stop = threading.Event()
     pool = ThreadPoolExecutor(1, initializer=step_back)
     try:
-        return await asyncio.get_running_loop().run_in_executor(pool, work, stop)
+        return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work, stop)
     finally:
         stop.set()
         pool.shutdown(wait=False)

@@ -21,12 +21,16 @@ from clr_client.integrity.repair import Mended, mend, mend_here
 from clr_client.plan import Action, Choice, Plan, make_plan, parts
 from clr_client.publishing import ROTTEN, publish
 from clr_client.pull import Job, Pulled, pull
+from clr_client.reporting import context
 from clr_client.reporting import status as statuses
 from clr_client.servers import link_to
 from clr_client.store import Store
 from clr_client.threads import to_end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from clr_client.files import FileInfo
     from clr_client.reporting.progress import Observer
     from clr_client.reporting.status import Held, Report
     from clr_client.servers import Servers
@@ -86,33 +90,56 @@ async def open_library(settings: Settings, store: Store, observer: Observer) -> 
         published, held = await publish(settings, store, None, pulled, original)
         log.info("adopted %d items of library %s", len(published.items) if published else 0, original.id)
         for item in held:
-            log.warning("%s is held: %s", item.key, item.reason)
+            log.warning("%s is held: %s", item.key, item.reason, extra=context.about(item=item.key))
     return published
 
 
-async def plan_only(settings: Settings) -> Plan:
+async def plan_only(
+    settings: Settings, on_progress: Callable[[int, int, str], object] = lambda _done, _total, _name: None
+) -> Plan:
     """Return what a sync would do, touching nothing.
 
+    :param on_progress: told how many files have been listed so far, how many there may be (0: unknown), and no name.
     :raises TransportError: no server could be listed.
     """
     settings.require_peer()
     store = Store(settings.clr_library_dir)
-    published = store.published() if store.generations.is_dir() else None
-    mirror = {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
-    listing = await _list_only(settings, store)
+    mirror = mirrored(store)
+
+    def listed(found: int) -> None:
+        on_progress(found, len(mirror) if found < len(mirror) else 0, "")
+
+    listing = await _list_only(settings, store, listed)
+    on_progress(len(listing.files), len(listing.files), "")
+    return plan_for(settings, store, listing, mirror, caseless=filesystem.is_caseless(store.root))
+
+
+def mirrored(store: Store) -> dict[str, FileInfo]:
+    """Return the files of the mirror, by path; none while there is no mirror."""
+    return {file.path: file for file in scan(store.mirror)} if store.mirror.is_dir() else {}
+
+
+def plan_for(
+    settings: Settings, store: Store, listing: Listing, mirror: Mapping[str, FileInfo], *, caseless: bool
+) -> Plan:
+    """Return what a sync would do by a listing.
+
+    :param caseless: whether names that differ only by case are the same on the volume.
+    """
     return make_plan(
         listing.files,
-        published,
+        store.published() if store.generations.is_dir() else None,
         mirror,
         Choice.of(settings),
         complete=listing.complete,
-        caseless=filesystem.is_caseless(store.root),
+        caseless=caseless,
     )
 
 
-async def _list_only(settings: Settings, store: Store) -> Listing:
+async def _list_only(settings: Settings, store: Store, on_files: Callable[[int], object]) -> Listing:
     """Return the first listing that a server gives; nothing is remembered of a server met for the first time.
 
+    :param on_files: told how many files have been listed so far.
     :raises TransportError: no server could be listed.
     """
     errors: list[TransportError] = []
@@ -125,7 +152,7 @@ async def _list_only(settings: Settings, store: Store) -> Listing:
             try:
                 if settings.sync_host_key:
                     await transport.pin(link, settings.sync_host_key)
-                return await transport.list_source(link)
+                return await transport.list_source(link, on_files)
             except TransportError as error:
                 log.warning("%s: %s", peer, error)
                 errors.append(error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import click
@@ -110,6 +111,16 @@ class Duration(Text):
         return timedelta(seconds=int(match[1]) * self.units[match[2]])
 
 
+class Patience(Duration):
+    """A length of time that the schedule gives unless another is said."""
+
+    allowed = f"auto, or {Duration.allowed}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> timedelta | None:  # type: ignore[override] # noqa: ANN401
+        """Read a duration; None for auto."""
+        return None if str(value).strip().lower() == "auto" else super().convert(value, param, ctx)
+
+
 class Bandwidth(Text):
     """A rate as rsync's --bwlimit takes it, or several by the time of day."""
 
@@ -167,6 +178,63 @@ class Words(Text):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:  # noqa: ANN401, ARG002
         """Split a list."""
         return tuple(word.strip() for word in re.split(r"[,\n]", value) if word.strip())
+
+
+class AnyOf(Words):
+    """Some of a few words, or all."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+        self.allowed = f"all, or some of {', '.join(words)}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:  # noqa: ANN401
+        """Read words, in the order in which they are known."""
+        chosen = {word.lower() for word in super().convert(value, param, ctx)}
+        if chosen == {"all"}:
+            return self.words
+        if not chosen or not chosen <= set(self.words):
+            self.refuse()
+        return tuple(word for word in self.words if word in chosen)
+
+
+class Services(Text):
+    """URLs of apprise, which hold passwords and tokens."""
+
+    name = "URL, ..."
+    hidden = True
+    allowed = (
+        "URLs of apprise, separated by commas or white space:"
+        " mailtos://user:password@mail.example.com?to=admin@example.com"
+    )
+    scheme = "[A-Za-z0-9]{1,32}://"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:  # noqa: ANN401, ARG002
+        """Split a list where a URL begins, as apprise does: there may be commas inside of one."""
+        urls = [url for url in re.split(rf"[\s,;]+(?={self.scheme})", str(value).strip(" \t\r\n,;")) if url]
+        for number, url in enumerate(urls, start=1):
+            if not re.fullmatch(rf"{self.scheme}\S+", url) or not url.isprintable():
+                raise click.BadParameter(f"{self.allowed}; entry {number} is none")
+        return tuple(urls)
+
+
+class WebAddress(Text):
+    """An http or https URL that may hold a token."""
+
+    name = "URL"
+    hidden = True
+    allowed = "a URL that begins with https:// or http://"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ANN401, ARG002
+        """Read a URL; empty is none."""
+        url = str(value).strip()
+        try:
+            parts = urlsplit(url)
+            is_fit = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1) > 0
+        except ValueError:
+            is_fit = False
+        if url and (not is_fit or not url.isprintable() or " " in url):
+            self.refuse()
+        return url
 
 
 class Peers(Text):

@@ -195,18 +195,19 @@ def hash_file(
     cache: DigestCache,
     *,
     info: os.stat_result | None = None,
+    sink: Callable[[memoryview], object] | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, str]:
     """Hex digests of a file by algorithm; read at most once, and not at all if the cache knows them all.
 
-    ``info`` spares asking for its status. Raises HeldError for what cannot be read, is not a regular file, or
-    changes meanwhile.
+    ``info`` spares asking for its status, ``sink`` gets each piece that is read. Raises HeldError for what cannot be
+    read, is not a regular file, or changes meanwhile.
     """
     known = cache.get(path, info)
     missing = [algorithm for algorithm in algorithms if algorithm not in known]
     if missing:
         with opened(path) as (descriptor, now):
-            found = hash_range(descriptor, 0, now.st_size, missing, stop=stop)
+            found = hash_range(descriptor, 0, now.st_size, missing, sink=sink, stop=stop)
         cache.put(path, now, found)
         known |= found
     return {algorithm: known[algorithm] for algorithm in algorithms}

@@ -8,8 +8,9 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from clr_client import __version__
 from clr_client.content import checksums, metadata, ova, ovf
@@ -32,6 +33,9 @@ SMALL_SUFFIXES = (".ovf", ".mf")
 """Files that are read as a whole for what they say, and hashed on the way."""
 
 ItemType = Literal["vcsp.ovf", "vcsp.iso", "vcsp.other"]
+
+OnRead: TypeAlias = "Callable[[str, int], object]"
+"""Told the name of a file and the bytes of each piece of it that is read to hash it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +74,19 @@ def verify(
     *,
     unpack: bool = True,
     stop: threading.Event | None = None,
+    on_read: OnRead = lambda _name, _count: None,
 ) -> VerifiedItem:
     """Check an item whose files lie under ``root`` and hash what the cache does not know, each file once.
 
     Every file has to be there with the size and time of the listing; an OVF needs every file it references; a
     manifest of the OVF's name has to match. With ``unpack`` an OVA is published as the files in it, else as
-    it is. ``stop`` ends hashing early. Blocks. Raises HeldError with the reason.
+    it is. ``stop`` ends hashing early, ``on_read`` is told how far it is. Blocks. Raises HeldError with the reason.
     """
     if item.problem is not None:
         raise HeldError(item.problem)
     _check_folders(item, root)
     parts = item.files if item.metadata is None else (*item.files, item.metadata)
-    reader = _Reader(f"{root}/", {file.path: _check_present(file, f"{root}/") for file in parts}, cache, stop)
+    reader = _Reader(f"{root}/", {file.path: _check_present(file, f"{root}/") for file in parts}, cache, stop, on_read)
     said = _metadata(item, reader)
     envelopes = [file for file in item.files if file.suffix == ".ovf"]
     archives = [file for file in item.files if file.suffix == ".ova"]
@@ -140,6 +145,7 @@ class _Reader:
     """Status of each file of the item, by path."""
     cache: DigestCache
     stop: threading.Event | None
+    on_read: OnRead = lambda _name, _count: None
 
     def place(self, file: FileInfo) -> str:
         """Where a file lies."""
@@ -165,10 +171,14 @@ class _Reader:
                 {"sha256"} | algorithms.get(file.name, set()),
                 self.cache,
                 info=self.infos[file.path],
+                sink=partial(self._tell, file.name),
                 stop=self.stop,
             )
             for file in files
         }
+
+    def _tell(self, name: str, piece: memoryview) -> None:
+        self.on_read(name, len(piece))
 
     def files(self, files: Collection[FileInfo], digests: _Digests) -> tuple[VerifiedFile, ...]:
         """What to publish of plain files, which all lie in one folder."""

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import stat
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 from clr_client.errors import ManifestError
 from clr_client.integrity.damages import Damage
@@ -21,18 +22,21 @@ if TYPE_CHECKING:
     from clr_client.store import Store
     from clr_client.vcsp.model import PublishedFile, PublishedItem, PublishedLibrary
 
+OnProgress: TypeAlias = "Callable[[int, int, str], object]"
+
 _CHUNK = 1 << 20
 CHANGED = "is not what was published"
 UNREADABLE = "cannot be read"
 UNKNOWN = "is damaged, so digests are unknown until the next sync"
 
 
-def audit(store: Store, on_progress: Callable[[int, int], object] = lambda _done, _total: None) -> Iterator[Damage]:
+def audit(store: Store, on_progress: OnProgress = lambda _done, _total, _name: None) -> Iterator[Damage]:
     """Yield every damage of the published generation: manifests by what they say, files by their digests. Blocking.
 
     No lock is needed: item trees do not change, and what a sync replaced or removed meanwhile is no damage.
 
-    :param on_progress: told the bytes read so far and the bytes there are; what it raises ends the audit.
+    :param on_progress: told the bytes read so far, the bytes there are, and the name of the file; what it raises ends
+        the audit.
     :raises ManifestError: nothing was ever published.
     """
     number = store.current_number()
@@ -45,19 +49,19 @@ def audit(store: Store, on_progress: Callable[[int, int], object] = lambda _done
     total = sum(file.size for item in library.items for file in item.files)
     done = 0
 
-    def advance(count: int) -> None:
+    def advance(name: str, count: int) -> None:
         nonlocal done
         done += count
-        on_progress(done, total)
+        on_progress(done, total, name)
 
     for item in library.items:
         for file in item.files:
             path = store.tree(item) / file.name
             before = done
-            if (reason := flaw(path, file, advance)) and _is_published(store, item):
+            if (reason := flaw(path, file, partial(advance, file.name))) and _is_published(store, item):
                 yield Damage(path.relative_to(store.root).as_posix(), reason, item.name)
             if unread := before + file.size - done:
-                advance(unread)
+                advance(file.name, unread)
 
 
 def _is_published(store: Store, item: PublishedItem) -> bool:

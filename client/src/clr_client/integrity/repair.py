@@ -25,6 +25,7 @@ from clr_client.integrity.audit import CHANGED, UNREADABLE, flaw, manifest_flaw
 from clr_client.integrity.damages import Damage, note, noted, strike_out
 from clr_client.plan import Action, ItemPlan
 from clr_client.pull import fetch_again
+from clr_client.reporting.context import about
 from clr_client.seed import NEVER
 from clr_client.store import STATE
 from clr_client.threads import to_end
@@ -85,7 +86,7 @@ def mend_here(store: Store, fetched: Collection[str] = ()) -> Mended:
     for damage, is_mended in tried:
         if is_mended:
             strike_out(store, damage)
-            log.warning("mended: %s (%s)", damage, damage.item or "manifest")
+            log.warning("mended: %s (%s)", damage, damage.item or "manifest", extra=about(item=damage.item))
         else:
             note(store, damage)
     return Mended(

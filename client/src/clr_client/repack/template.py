@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from clr_client.content import checksums, ovf
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    OnProgress = Callable[[int, int], object]
+    OnProgress = Callable[[int, int, str], object]
 
 _LOCK = ".clr-repack.lock"
 _SAMPLES = 64
@@ -55,12 +56,13 @@ def repack(
     compress: bool = False,
     drop_cert: bool = False,
     dry_run: bool = False,
-    on_progress: OnProgress = lambda _done, _total: None,
+    on_progress: OnProgress = lambda _done, _total, _name: None,
 ) -> Repacked:
     """Rewrite the disks of a template (a folder, or the .ovf in it) with stored grains, or with compressed ones.
 
     Each disk keeps its content, name and descriptor; the sizes in the OVF and the digests in the manifest follow.
-    Disks that have the wanted form are left alone. ``on_progress`` is told how much is done and how much there is.
+    Disks that have the wanted form are left alone. ``on_progress`` is told how many bytes are done,
+    how many there are, and the name of the file.
 
     :param drop_cert: remove a certificate, whose signature cannot fit the new manifest; without it a signed template
         is refused.
@@ -328,9 +330,7 @@ def _check_manifest(found: _Template, progress: _Progress) -> tuple[str, ...]:
     digests: dict[str, dict[str, str]] = {}
     for name, algorithms in checksums.wanted(found.listed, found.infos).items():
         with opened(found.folder / name) as (descriptor, info):
-            digests[name] = hash_range(
-                descriptor, 0, info.st_size, algorithms, sink=lambda piece: progress.add(len(piece))
-            )
+            digests[name] = hash_range(descriptor, 0, info.st_size, algorithms, sink=partial(progress.add_piece, name))
     return () if found.manifest is None else checksums.compare(found.listed, digests, found.manifest.name)
 
 
@@ -338,7 +338,7 @@ def _write_disk(part: _Disk, target: Path, algorithms: set[str], compress: bool,
     """Write a disk anew, read that back, and compare its content with the old one's. Returns the file's digests."""
     encode = vmdk.deflated if compress else vmdk.stored
     with _reading(part.path) as (source, _):
-        content = _Fingerprint(progress)
+        content = _Fingerprint(progress, part.path.name)
         with target.open("xb", buffering=_BUFFER) as out:
             vmdk.write(out, part.disk, content.of(vmdk.grains(source, part.disk)), encode)
             out.flush()
@@ -346,14 +346,14 @@ def _write_disk(part: _Disk, target: Path, algorithms: set[str], compress: bool,
             os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with target.open("rb", buffering=_BUFFER) as stream:
         hashed = _Hashed(stream, algorithms)
-        again = _Fingerprint(progress)
+        again = _Fingerprint(progress, part.path.name)
         for _ in again.of(vmdk.read_back(hashed, part.disk)):
             pass
         stream.seek(0)
         is_same = vmdk.open_disk(stream).descriptor == part.disk.descriptor
     if again.value != content.value or not is_same:
         raise RepackError(f"{printable(part.path.name)} was written wrong: it reads back with another content")
-    progress.add(2 * part.grains * vmdk.GRAIN - content.bytes - again.bytes)
+    progress.add(part.path.name, 2 * part.grains * vmdk.GRAIN - content.bytes - again.bytes)
     return hashed.digests
 
 
@@ -363,17 +363,20 @@ class _Progress:
     def __init__(self, total: int, on_progress: OnProgress) -> None:
         self.done, self.total, self.on_progress = 0, total, on_progress
 
-    def add(self, count: int) -> None:
+    def add(self, name: str, count: int) -> None:
         self.done += count
-        self.on_progress(self.done, self.total)
+        self.on_progress(self.done, self.total, name)
+
+    def add_piece(self, name: str, piece: memoryview) -> None:
+        self.add(name, len(piece))
 
 
 class _Fingerprint:
     """The digest of a disk's content: of all grains with their numbers."""
 
-    def __init__(self, progress: _Progress) -> None:
+    def __init__(self, progress: _Progress, name: str) -> None:
         self.hash = hashlib.sha256()
-        self.progress = progress
+        self.progress, self.name = progress, name
         self.bytes = 0
 
     def of(self, grains: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -381,7 +384,7 @@ class _Fingerprint:
             self.hash.update(number.to_bytes(8, "big"))
             self.hash.update(data)
             self.bytes += len(data)
-            self.progress.add(len(data))
+            self.progress.add(self.name, len(data))
             yield number, data
 
     @property

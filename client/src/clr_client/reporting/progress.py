@@ -1,20 +1,17 @@
-"""Who watches a sync: a bar on a terminal, a line every few seconds in logs, and the web server's 503 answer."""
+"""Who watches a sync: a line every few seconds in logs, and the web server's 503 answer; bar.py has the bar."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
-from clr_client.text import printable, size, span
+from clr_client.reporting.context import about
+from clr_client.text import size, span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 log = logging.getLogger("clr.sync")
@@ -85,49 +82,8 @@ class LogLines(Observer):
             size(rate),
             left,
             f", {file}" if file else "",
+            extra=about(done_bytes=done, total_bytes=total, rate=round(rate), file=file or ""),
         )
-
-
-class Bar(Observer):
-    """A progress bar on a terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.total = 0
-
-    def stage(self, text: str) -> None:
-        """Print the stage."""
-        self._close()
-        click.echo(printable(text), err=True)
-
-    def transfer(self, done: int, total: int, rate: float, file: str | None) -> None:
-        """Move the bar."""
-        if self.bar is None or self.total != total:
-            self._close()
-            self.total = total
-            self.bar = click.progressbar(length=max(total, 1), item_show_func=lambda text: text, width=30, file=None)
-            self.bar.__enter__()
-        shown = f"{size(rate)}/s {printable(file.rpartition('/')[2])[:30] if file else ''}"
-        self.bar.update(max(0, min(done, total) - self.bar.pos), shown)
-
-    def finish(self, failure: str = "") -> None:  # noqa: ARG002 - the log says why
-        """Close the bar."""
-        self._close()
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(None, None, None)
-            self.bar = None
-
-
-@contextmanager
-def bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar, on a terminal only. Yields what to call with how much is done, and how much there is."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
-        return
-    with click.progressbar(length=1000, label=label, file=sys.stderr, width=30) as shown:
-        yield lambda done, total: shown.update(max(0, min(1000, done * 1000 // max(total, 1)) - shown.pos))
 
 
 class ProgressFile(Observer):

@@ -8,6 +8,7 @@ import json
 import logging
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,10 @@ SCHEMA = 1
 KEPT_RUNS = 50
 MOST_NAMED, MOST_HELD = 100, 1000
 """Names of each kind that are kept of one run, and items shown as held now: how many there are a server decides."""
-SUCCESS, PARTIAL, FAILED, PAUSED = "success", "partial", "failed", "paused"
+SUCCESS, PARTIAL, FAILED, PAUSED = RESULTS = ("success", "partial", "failed", "paused")
+COUNTED = ("literal_bytes", "matched_bytes", "saved_bytes", "sent_bytes", "received_bytes", "seconds")
+"""What of each run is added up over all runs."""
+MOST_COUNTED = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,12 @@ class Report:
     received_bytes: int = 0
     generation: int | None = None
     version: int | None = None
+    run: str = ""
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of the planned files that did not have to cross the line, because they were found here."""
+        return min(self.matched_bytes, self.planned_bytes)
 
     @property
     def summary(self) -> str:
@@ -87,7 +97,17 @@ class Report:
         crossed = self.sent_bytes + self.received_bytes
         if not crossed:  # rsync counts only the transfers that it ends itself
             return f"the transfer of {size(self.planned_bytes)} of changed files was cut"
-        return f"{size(crossed)} crossed the line for {size(self.planned_bytes)} of changed files"
+        kinds = f"{size(self.literal_bytes)} new, {size(self.saved_bytes)} saved"
+        return f"{size(crossed)} crossed the line for {size(self.planned_bytes)} of changed files ({kinds})"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The run in numbers, for a log line as JSON."""
+        names = ("added", "updated", "removed", "held", "went_back", "mended", "damaged")
+        counts = {name: len(getattr(self, name)) for name in names}
+        numbers = ("planned_bytes", "literal_bytes", "matched_bytes", "saved_bytes", "sent_bytes", "received_bytes")
+        plain = ("result", "error", "trigger", "peer", *numbers, "seconds", "generation", "version")
+        return {**counts, **{name: getattr(self, name) for name in plain}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +123,7 @@ class Verification:
     mended: tuple[Damage, ...] = ()
     damaged: tuple[Damage, ...] = ()
     error: str = ""
+    run: str = ""
 
     @property
     def summary(self) -> str:
@@ -129,6 +150,7 @@ class Status:
     damaged: tuple[dict[str, Any], ...] = ()
     verification: dict[str, Any] = field(default_factory=dict)
     runs: tuple[dict[str, Any], ...] = ()
+    totals: dict[str, Any] = field(default_factory=lambda: totals_since(None))
 
     def after(self, report: Report, library: dict[str, Any] | None) -> Status:
         """Return the status after one more run, newest first. ``library`` describes what is published now."""
@@ -142,6 +164,7 @@ class Status:
             last_success=report.ended if report.result == SUCCESS else self.last_success,
             held=self.held if got_nowhere else tuple(dataclasses.asdict(held) for held in report.held[:MOST_HELD]),
             runs=(_plain(report), *self.runs)[:KEPT_RUNS],
+            totals=_added(self.totals, report),
         )
 
     def knowing(self, damaged: Iterable[Damage], verification: Verification | None = None) -> Status:
@@ -151,6 +174,33 @@ class Status:
             damaged=tuple(dataclasses.asdict(damage) for damage in islice(damaged, MOST_NAMED)),
             verification=_plain(verification) if verification else self.verification,
         )
+
+
+def totals_since(moment: str | None) -> dict[str, Any]:
+    """Return the totals of no run yet, counted since a moment (UTC, ISO 8601); None before the first run."""
+    return {"since": moment, "runs": dict.fromkeys(RESULTS, 0), **dict.fromkeys(COUNTED, 0)}
+
+
+def _added(totals: dict[str, Any], report: Report) -> dict[str, Any]:
+    runs = {**totals["runs"], report.result: totals["runs"][report.result] + 1}
+    sums = {name: round(totals[name] + getattr(report, name), 1) for name in COUNTED}
+    return {"since": totals["since"] or report.started, "runs": runs, **sums}
+
+
+def _totals(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """Return the totals that a file holds; those of a file without usable ones start anew."""
+    try:
+        numbers = {name: _count(value[name]) for name in COUNTED}
+        runs = {name: int(_count(value["runs"][name])) for name in RESULTS}
+        return {"since": datetime.fromisoformat(value["since"]).isoformat(), "runs": runs, **numbers}
+    except (ValueError, TypeError, KeyError):
+        return totals_since(None)
+
+
+def _count(value: object) -> int | float:
+    if not isinstance(value, int | float) or not 0 <= value < MOST_COUNTED:
+        raise ValueError("not a count")
+    return value
 
 
 @contextmanager
@@ -165,7 +215,8 @@ def alone(path: Path) -> Iterator[None]:
 def _plain(report: Report | Verification) -> dict[str, Any]:
     fields = dataclasses.asdict(report)
     lists = {name: value[:MOST_NAMED] for name, value in fields.items() if isinstance(value, tuple)}
-    return {**fields, **lists, "summary": printable(report.summary)}
+    saved = {"saved_bytes": report.saved_bytes} if isinstance(report, Report) else {}
+    return {**fields, **lists, **saved, "summary": printable(report.summary)}
 
 
 def load(path: Path) -> Status:
@@ -181,6 +232,7 @@ def load(path: Path) -> Status:
             damaged=tuple(value for value in data.get("damaged", ()) if isinstance(value, dict) and "path" in value),
             verification=_verification(data.get("verification")),
             runs=_entries(data.get("runs", ()), Report),
+            totals=_totals(data.get("totals")),
         )
     except FileNotFoundError:
         return Status()

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from clr_client.disk import remedy
-from clr_client.errors import HostKeyError, TransportError
+from clr_client.errors import HostKeyError, TransportError, Trouble
 from clr_client.transport.rsync import EXIT_TEXTS, REMOTE_SHELL_FAILED, RETRYABLE, STREAM_BROKE
 from clr_client.transport.runner import LOOK_AT_SERVER, TOO_MUCH
 
@@ -16,6 +16,31 @@ if TYPE_CHECKING:
 
     from clr_client.transport.runner import Ended
     from clr_client.transport.ssh import Link
+
+HOST_KEY_CHANGED = Trouble(
+    "the host key of {peer} has changed: remembered {remembered}; shown {shown}",
+    "If the server was set up anew, compare with the fingerprints in its log and pin the new key, or remove the"
+    " server's lines from {known_hosts}; otherwise somebody is in between",
+)
+HOST_KEY_UNKNOWN = Trouble(
+    "the host key of {peer} is not known: remembered {remembered}", "Pin the key that the server's log shows"
+)
+KEY_REFUSED = Trouble(
+    "the server {peer} does not accept the key {identity} ({fingerprint}){said}",
+    "Put its public key (the .pub file) into the server's key folder, and look in the server's log for the line about"
+    " it; or give this side the right private key, without a passphrase. If the log says nothing: is this the right"
+    " server and port?",
+)
+REFUSED_BY_RRSYNC = Trouble(
+    "the server {peer} refuses: {said}",
+    "Look at the server's log: is its library mounted there, and readable for its account?",
+)
+NO_CONNECTION = Trouble("no connection to {peer}{said}")
+LIBRARY_UNREADABLE = Trouble(
+    "the server {peer} cannot read its library (rsync code {code}){said}",
+    "Check at the server that the folder is mounted and readable by its account (SYNCER_UID)",
+)
+FAILED = Trouble("rsync from {peer} ended with code {code} ({meaning}){said}")
 
 SHOWN_LINES = 5
 DENIED = re.compile(r"Permission denied \([a-z]")  # ssh's, with the methods tried; rsync's own has a number there
@@ -54,11 +79,9 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
             f"the connection to {peer} broke and ssh does not say why; it does not when bytes are spoilt"
         )
     if (ended.code == REMOTE_SHELL_FAILED and text.strip()) or (ended.code == STREAM_BROKE and _NO_LINE.search(text)):
-        return TransportError(f"no connection to {peer}{_with(text.splitlines())}")
+        return TransportError(*NO_CONNECTION.told(peer=peer, said=_with(text.splitlines())))
     if _REFUSED_BY_RRSYNC.search(text):
-        return TransportError(
-            f"the server {peer} refuses: {_last(ended.stderr)}", "Look at the server's log", retryable=False
-        )
+        return TransportError(*REFUSED_BY_RRSYNC.told(peer=peer, said=_last(ended.stderr)), retryable=False)
     if _NO_SSH.search(text):
         return TransportError("ssh is not installed", "Install it", retryable=False)
     if error := disk_failure(ended.stderr):
@@ -72,10 +95,8 @@ def failure(ended: Ended, link: Link, remembered: Sequence[str], own_key: str) -
     if ended.code < 0:
         return TransportError(f"rsync was killed by signal {-ended.code}{_with(ended.stderr)}")
     meaning = EXIT_TEXTS.get(ended.code, "unknown error")
-    return TransportError(
-        f"rsync from {peer} ended with code {ended.code} ({meaning}){_with(ended.stderr)}",
-        retryable=ended.code in RETRYABLE,
-    )
+    told = FAILED.told(peer=peer, code=ended.code, meaning=meaning, said=_with(ended.stderr))
+    return TransportError(*told, retryable=ended.code in RETRYABLE)
 
 
 def disk_failure(lines: Sequence[str]) -> TransportError | None:
@@ -96,35 +117,23 @@ def disk_failure(lines: Sequence[str]) -> TransportError | None:
 
 def source_failure(ended: Ended, link: Link) -> TransportError:
     """The error for a library that could not be read (status 23 or 24, and not a single file)."""
-    return TransportError(
-        f"the server {link.peer} cannot read its library (rsync code {ended.code}){_with(ended.stderr)}",
-        "Check at the server that the folder is mounted and readable by its account",
-        retryable=False,
-    )
+    told = LIBRARY_UNREADABLE.told(peer=link.peer, code=ended.code, said=_with(ended.stderr))
+    return TransportError(*told, retryable=False)
 
 
 def _ssh_failure(text: str, peer: str, link: Link, remembered: Sequence[str], own_key: str) -> TransportError | None:
+    known = ", ".join(remembered) or "none"
     if _CHANGED.search(text):
-        shown = _SHOWN_KEY.search(text)
+        shown = found[0] if (found := _SHOWN_KEY.search(text)) else "unknown"
         return HostKeyError(
-            f"the host key of {peer} has changed: remembered {', '.join(remembered) or 'none'};"
-            f" shown {shown[0] if shown else 'unknown'}",
-            "If the server was set up anew, compare with the fingerprints in its log and pin the new key, or"
-            f" remove the server's lines from {link.known_hosts}; otherwise somebody is in between",
+            *HOST_KEY_CHANGED.told(peer=peer, remembered=known, shown=shown, known_hosts=link.known_hosts)
         )
     if _UNKNOWN.search(text):
-        return HostKeyError(
-            f"the host key of {peer} is not known: remembered {', '.join(remembered) or 'none'}",
-            "Pin the key that the server's log shows",
-        )
+        return HostKeyError(*HOST_KEY_UNKNOWN.told(peer=peer, remembered=known))
     if DENIED.search(text):
-        lines = [line for line in text.splitlines() if line.strip()]
-        return TransportError(
-            f"the server {peer} does not accept the key {link.identity} ({own_key}){_with(lines)}",
-            "Put its public key (the .pub file) into the server's key folder and restart the server, or give"
-            " this side the right private key, without a passphrase",
-            retryable=False,
-        )
+        said = _with([line for line in text.splitlines() if line.strip()])
+        told = KEY_REFUSED.told(peer=peer, identity=link.identity, fingerprint=own_key, said=said)
+        return TransportError(*told, retryable=False)
     return None
 
 

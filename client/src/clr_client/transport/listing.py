@@ -66,6 +66,11 @@ class ListingParser:
         self.entries = 0
         self.notes: list[str] = []
 
+    @property
+    def found(self) -> int:
+        """How many regular files there were so far."""
+        return len(self._files)
+
     def feed(self, data: bytes) -> None:
         """Take a piece of output.
 

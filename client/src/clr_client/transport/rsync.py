@@ -112,6 +112,32 @@ def fetch_argv(link: Link, mirror: Path, basis: Path | None, block: int, rate: i
     return [*argv, *_common(link), source(link.peer), f"{mirror.absolute()}/"]
 
 
+def about_argv(link: Link) -> list[str]:
+    """rsync that lists the library's top level and tells what the two sides agreed on."""
+    return ["rsync", "--list-only", "--dirs", "--exclude=*", "--debug=proto", *_common(link), source(link.peer)]
+
+
+def sound_argv(link: Link, folder: Path) -> list[str]:
+    """rsync that brings the ends of the files named on its stdin, each ended by NUL, of which ``folder`` has the rest.
+
+    With ``--append`` the sender opens each file, leaps over what is here and reads no more than what is missing.
+    """
+    return [
+        "rsync",
+        "--files-from=-",
+        "--from0",
+        "--append",
+        "--ignore-times",
+        "--no-links",
+        "--no-devices",
+        "--no-specials",
+        "--max-alloc=1g",
+        *_common(link),
+        source(link.peer),
+        f"{folder.absolute()}/",
+    ]
+
+
 def _common(link: Link) -> list[str]:
     seconds = _seconds(link.idle_timeout)
     timeout = [f"--timeout={seconds}"] if seconds else []

@@ -83,6 +83,7 @@ async def run(
     idle: timedelta,
     memory: int = MEMORY_LIMIT,
     most_written: int | None = None,
+    limits_files: bool = True,
 ) -> Ended:
     """Run a program until it ends; feed it ``stdin``, hand each piece of its stdout to ``on_output``.
 
@@ -94,6 +95,7 @@ async def run(
         rsync does). Zero: no limit.
     :param memory: address space that each process of the program may take, in bytes.
     :param most_written: bytes that all of them but ssh may write, to files, pipes and sockets.
+    :param limits_files: whether no file may be longer than that either; not for one that is sparse.
     :raises TransportError: not installed (final), or silent for longer than ``idle`` and a margin, in which
         rsync's own ``--timeout`` has the first word (retryable), said more than ``STDERR_LIMIT`` bytes on stderr
         (final), or wrote more than it may (retryable).
@@ -115,7 +117,7 @@ async def run(
     try:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             resource.prlimit(group, resource.RLIMIT_AS, (memory, memory))
-            if most_written is not None:
+            if most_written is not None and limits_files:
                 resource.prlimit(group, resource.RLIMIT_FSIZE, (most_written, most_written))
         _feed(transport, stdin)
         await _outcome(child, group, idle.total_seconds(), most_written)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clr_client.disk import replace_file
-from clr_client.errors import HostKeyError, TransportError
+from clr_client.errors import HostKeyError, TransportError, Trouble
 from clr_client.transport.runner import capture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import timedelta
     from pathlib import Path
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 22
 SCANNED_TYPES = "ed25519,ecdsa,rsa"
+
+NOT_PINNED = Trouble(
+    "the host key of {peer} is not the pinned one: pinned {pinned}; shown {shown}",
+    "Compare with the fingerprints in the server's log; if it was set up anew, pin its new key (SYNC_HOST_KEY)",
+)
+NO_HOST_KEY = Trouble("the host key of {peer} cannot be read: {reason}", "Is this the server's SSH port?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,7 @@ def fingerprint(blob: str) -> str:
 
 def remembered_fingerprints(known_hosts: Path, peer: Peer) -> tuple[str, ...]:
     """The keys remembered of a server, as ``SHA256:... (ssh-ed25519)``; empty if none or no such file."""
-    return tuple(f"{fingerprint(blob)} ({kind})" for kind, blob in _remembered(known_hosts, peer))
+    return described(_remembered(known_hosts, peer))
 
 
 async def identity_fingerprint(identity: Path) -> str:
@@ -132,18 +138,34 @@ async def pin(link: Link, pins: Sequence[str]) -> None:
     wanted = {word.rstrip("=") for word in pins if not _public_key(word)[1]}
     keys = given + [key for key in _remembered(link.known_hosts, link.peer) if fingerprint(key[1]) in wanted]
     if wanted - {fingerprint(blob) for _, blob in keys}:
-        seen = await _scan(link)
+        seen = await shown_keys(link)
         keys += [key for key in seen if fingerprint(key[1]) in wanted]
         if not keys:
-            shown = ", ".join(f"{fingerprint(blob)} ({kind})" for kind, blob in seen)
-            raise HostKeyError(
-                f"the host key of {link.peer} is not the pinned one: pinned {', '.join(sorted(wanted))}; shown {shown}",
-                "Compare with the fingerprints in the server's log; if it was set up anew, pin its new key",
-            )
+            raise not_pinned(link.peer, pins, seen)
     await asyncio.to_thread(_remember, link.known_hosts, link.peer, tuple(dict.fromkeys(keys)))
 
 
-async def _scan(link: Link) -> list[tuple[str, str]]:
+def is_pinned(pins: Sequence[str], keys: Iterable[tuple[str, str]]) -> bool:
+    """Whether one of a server's host keys (kind, base64) is one of the pinned."""
+    return not _pinned(pins).isdisjoint(fingerprint(blob) for _, blob in keys)
+
+
+def not_pinned(peer: Peer, pins: Sequence[str], shown: Iterable[tuple[str, str]]) -> HostKeyError:
+    """The error for a server that has none of the pinned keys."""
+    told = NOT_PINNED.told(peer=peer, pinned=", ".join(sorted(_pinned(pins))), shown=", ".join(described(shown)))
+    return HostKeyError(*told)
+
+
+def described(keys: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Keys (kind, base64) as ``SHA256:... (ssh-ed25519)``."""
+    return tuple(f"{fingerprint(blob)} ({kind})" for kind, blob in keys)
+
+
+async def shown_keys(link: Link) -> list[tuple[str, str]]:
+    """The host keys that a server shows, as (kind, base64). Nothing is remembered of them, and nobody logs in.
+
+    :raises TransportError: the server does not answer, or not as an SSH server does; retryable.
+    """
     seconds = max(1, int(link.connect_timeout.total_seconds()) or 30)
     argv = [
         "ssh-keyscan",
@@ -164,8 +186,14 @@ async def _scan(link: Link) -> list[tuple[str, str]]:
             keys.append((fields[1], fields[2]))
     if not keys:
         reason = next((line for line in reversed(errors.splitlines()) if not line.startswith("#")), "no answer")
-        raise TransportError(f"the host key of {link.peer} cannot be read: {reason}")
+        raise TransportError(*NO_HOST_KEY.told(peer=link.peer, reason=reason))
     return keys
+
+
+def _pinned(pins: Sequence[str]) -> set[str]:
+    """The fingerprints of pins, whether they are fingerprints or public keys."""
+    keys = ((pin, _public_key(pin)[1]) for pin in pins)
+    return {fingerprint(blob) if blob else pin.rstrip("=") for pin, blob in keys}
 
 
 def _public_key(word: str) -> tuple[str, str]:

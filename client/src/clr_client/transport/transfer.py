@@ -43,20 +43,26 @@ class Transfer:
     problems: tuple[str, ...]
 
 
-async def list_source(link: Link) -> Listing:
+async def list_source(link: Link, on_files: Callable[[int], object] = lambda _found: None) -> Listing:
     """List the regular files of the library at the server, without dotfiles.
 
+    :param on_files: told how many files have been listed so far.
     :raises HostKeyError: the server's key is not the one known.
     :raises TransportError: no listing could be had; ``retryable`` if a minute's wait may mend that.
     """
     parser = ListingParser()
+
+    def take(data: bytes) -> None:
+        parser.feed(data)
+        on_files(parser.found)
+
     try:
         async with asyncio.timeout(MAX_SECONDS):
-            ended = await run(list_argv(link), on_output=parser.feed, idle=link.idle_timeout, memory=MAX_MEMORY)
+            ended = await run(list_argv(link), on_output=take, idle=link.idle_timeout, memory=MAX_MEMORY)
     except TimeoutError:
         raise TransportError(f"the server {link.peer} did not end its listing within {MAX_SECONDS:.0f} s") from None
     if ended.code not in (0, *INCOMPLETE):
-        raise await _failure(ended, link)
+        raise await explained(ended, link)
     files = parser.finish()
     if ended.code and not files:
         raise source_failure(ended, link)
@@ -107,7 +113,7 @@ async def fetch(
         most_written=most_bytes,
     )
     if ended.code not in (0, *INCOMPLETE):
-        raise await _failure(ended, link)
+        raise await explained(ended, link)
     if error := disk_failure(ended.stderr):
         raise error
     absent = arrivals.finish()
@@ -176,7 +182,8 @@ def _inode(mirror: Path, path: str) -> int:
     return status.st_ino if stat.S_ISREG(status.st_mode) else 0
 
 
-async def _failure(ended: Ended, link: Link) -> TransportError:
+async def explained(ended: Ended, link: Link) -> TransportError:
+    """The error for a failed rsync or ssh, with the keys of both sides where they matter."""
     denied = any(DENIED.search(line) for line in ended.stderr)
     own_key = await identity_fingerprint(link.identity) if denied else ""
     return failure(ended, link, remembered_fingerprints(link.known_hosts, link.peer), own_key)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 
+from clr_client.errors import Trouble
 from clr_client.transport.runner import environment
 
 # 3.5.0 closed 33 holes, several of which a malicious server could use against a client (an allocation without
 # bound, writing through links, an I/O timeout that the server switches off). Debian 12 and 13 carry it as a
 # security update.
 LEAST_RSYNC = (3, 5, 0)
+OLD_RSYNC = Trouble(
+    "rsync {version} has holes by which a malicious server can write to memory (CVE-2026-70458) or hold the client up"
+    " for ever (CVE-2026-70462), unless its distribution has closed them; use 3.5.0 or newer (a rebuilt image has it)"
+)
+UNKNOWN_RSYNC = Trouble("the version of rsync cannot be told ({version}); it should be 3.5.0 or newer")
 _PROGRAMS = {
     "rsync": (("rsync", "--version"), re.compile(r"rsync +version v?(\S+)")),
     "ssh": (("ssh", "-V"), re.compile(r"(OpenSSH_[^,\n]+)")),
@@ -31,14 +37,10 @@ def rsync_warning(version_text: str) -> str | None:
     """
     match = re.search(r"(\d+)\.(\d+)\.(\d+)", version_text)
     if match is None:
-        return f"the version of rsync cannot be told ({version_text}); it should be 3.5.0 or newer"
+        return UNKNOWN_RSYNC.told(version=version_text)[0]
     if tuple(int(part) for part in match.groups()) >= LEAST_RSYNC:
         return None
-    return (
-        f"rsync {match[0]} has holes by which a malicious server can write to memory (CVE-2026-70458) or hold the"
-        " client up for ever (CVE-2026-70462), unless its distribution has closed them; use 3.5.0 or newer"
-        " (a rebuilt image has it)"
-    )
+    return OLD_RSYNC.told(version=match[0])[0]
 
 
 def _version(argv: tuple[str, ...], pattern: re.Pattern[str]) -> str:

@@ -88,13 +88,18 @@ class Reader:
         ca_file: Path | None = None,
         thumbprint: str | None = None,
         timeout: float = 30.0,
+        follow_elsewhere: bool = True,
     ) -> None:
-        """``timeout`` is in seconds and holds for every single answer."""
-        self._origin = _origin(_split(url))
+        """``timeout`` is in seconds and holds for every single answer.
+
+        Without ``follow_elsewhere`` a redirect to another host, or away from HTTPS, is a failure.
+        """
+        self._origin = _origin(split_url(url))
         self._password = password
         self._pinned = thumbprint
         self._trust_strictly = ca_file is not None
         self._timeout = timeout
+        self._follow_elsewhere = follow_elsewhere
         self._connections: dict[tuple[str, str, int], http.client.HTTPConnection] = {}
         self._leaves: dict[tuple[str, str, int], bytes] = {}
         self.unverified: str | None = None
@@ -122,9 +127,11 @@ class Reader:
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
         limit: int = JSON_LIMIT,
+        seconds: float | None = None,
     ) -> tuple[Answer, bytes]:
-        """The whole answer, of at most ``limit`` bytes."""
-        until = time.monotonic() + _SMALL_BODY_SECONDS
+        """The whole answer, of at most ``limit`` bytes; the body has to arrive within ``seconds``, or five minutes."""
+        seconds = _SMALL_BODY_SECONDS if seconds is None else seconds
+        until = time.monotonic() + seconds
         body = bytearray()
         with self.open(url, method=method, headers=headers) as (answer, chunks):
             for chunk in chunks:
@@ -132,7 +139,7 @@ class Reader:
                 if len(body) > limit:
                     raise ProbeError("UNKNOWN_ERROR", f"{shown(url)} has more than {limit} bytes")
                 if time.monotonic() > until:
-                    raise ProbeError("TIMED_OUT", f"{shown(url)} did not arrive within five minutes")
+                    raise ProbeError("TIMED_OUT", f"{shown(url)} did not arrive within {seconds:.0f} s")
         return answer, bytes(body)
 
     @contextlib.contextmanager
@@ -149,9 +156,12 @@ class Reader:
                 break
             connection.close()
             try:
-                url = urljoin(url, location)
+                target = urljoin(url, location)
             except ValueError as error:
                 raise ProbeError("INVALID_URL", f"{shown(url)} redirects to {shown(location)}") from error
+            if not self._follow_elsewhere and not self._is_same_host(_origin(split_url(target))):
+                raise ProbeError("UNKNOWN_ERROR", f"{shown(url)} redirects elsewhere: to {shown(target)}")
+            url = target
         else:
             raise ProbeError("UNKNOWN_ERROR", f"{shown(url)} redirects too often")
         try:
@@ -163,7 +173,7 @@ class Reader:
     def _request(
         self, method: str, url: str, headers: dict[str, str]
     ) -> tuple[http.client.HTTPResponse, http.client.HTTPConnection]:
-        parts = _split(url)
+        parts = split_url(url)
         origin = _origin(parts)
         headers = {"Accept-Encoding": "gzip, deflate", "User-Agent": "clr-check", **headers}
         target = parts.path or "/"
@@ -173,7 +183,7 @@ class Reader:
         if kept is not None and kept.sock is None:  # closed after its last answer; only _connect may open one
             kept = None
         connection = kept or self._connect(origin)
-        if self._password is not None and self._may_send_password(origin):
+        if self._password is not None and self._is_same_host(origin):
             pair = f"{USER}:{self._password}".encode()
             headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
         try:
@@ -190,7 +200,7 @@ class Reader:
         self._connections[origin] = connection
         return response, connection
 
-    def _may_send_password(self, origin: tuple[str, str, int]) -> bool:
+    def _is_same_host(self, origin: tuple[str, str, int]) -> bool:
         scheme, host, _ = origin
         return host == self._origin[1] and (scheme == "https" or self._origin[0] == "http")
 
@@ -284,7 +294,8 @@ def refusal(answer: Answer) -> ProbeError | None:
     return ProbeError("UNKNOWN_ERROR", told)
 
 
-def _split(url: str) -> SplitResult:
+def split_url(url: str) -> SplitResult:
+    """The parts of a URL of HTTP or HTTPS. Raises ProbeError for what is none, and for one with a user name in it."""
     try:
         parts = urlsplit(url)
         port = parts.port

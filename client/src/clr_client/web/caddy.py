@@ -87,6 +87,20 @@ async def hash_password(password: str, program: str = "caddy") -> str:
     return output.decode().strip()
 
 
+def ports(settings: Settings) -> tuple[int, ...]:
+    """Return on which ports this site's own Caddy listens; none while it does not run. Blocking."""
+    connection = _UnixConnection(str(admin_socket(settings)))
+    try:
+        connection.request("GET", "/config/apps/http/servers", headers={"Host": ""})
+        servers = json.loads(connection.getresponse().read())
+        addresses = [address for server in servers.values() for address in server["listen"]]
+        return tuple(int(address.rpartition(":")[2]) for address in addresses)
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError, AttributeError):
+        return ()
+    finally:
+        connection.close()
+
+
 class Caddy:
     """The web server's process. It serves from the library's folder, with the configuration given last.
 

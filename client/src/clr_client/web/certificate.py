@@ -6,13 +6,14 @@ refuse too, and nothing parses certificates by hand.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from clr_client.errors import WebServerError
+from clr_client.errors import Trouble, WebServerError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,27 @@ NAMES = ("cert.pem", "key.pem")
 SOON = timedelta(days=21)
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python has no name for
 REMEDY = "Put a working pair there; it is picked up within seconds, without a restart"
+MISSING = Trouble("{file} is missing, and TLS_CUSTOM_CERT=true needs it", REMEDY)
+UNREADABLE = Trouble("{file} cannot be read ({reason}, uid {uid})", REMEDY)
+NO_PEM = Trouble("{file} is not in PEM form (no BEGIN line)", REMEDY)
+ENCRYPTED = Trouble("{file} is encrypted", "Remove its passphrase: openssl pkey -in … -out key.pem")
+NO_PAIR = Trouble("{key} does not belong to {certificate} in {folder}", REMEDY)
+UNUSABLE = Trouble("{certificate} and {key} in {folder} cannot be used ({reason})", REMEDY)
+EXPIRED = Trouble("{file} expired on {time} UTC", REMEDY)
+TOO_EARLY = Trouble("{file} is not valid before {time} UTC; the clock here is at {now}", REMEDY)
+OTHER_NAME = Trouble(
+    "{file} is not for TLS_NAME={name} but for {known}; it is used all the same",
+    "Get a certificate for the name in the subscribers' URL, or set TLS_NAME to one that it has",
+)
+SOON_EXPIRED = Trouble("the certificate expires on {time} UTC; replace it before", REMEDY)
+NO_CHAIN = Trouble(
+    "{file} holds one certificate, of the issuer {issuer}, and not the chain from there on",
+    "If {issuer} is not itself a CA that the subscribers trust, append its certificate to {file}, and those above it",
+)
+BROKEN_CHAIN = Trouble(
+    "the certificates in {file} do not form a chain ({reason})",
+    "Order them: the site's own first, then each issuer's; leave out what belongs to others",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +59,30 @@ class Pair:
         if now >= self.not_after:
             return f"the certificate expired on {self.not_after:%Y-%m-%d %H:%M} UTC; subscribers may refuse this site"
         if self.not_after - now < SOON:
-            return f"the certificate expires on {self.not_after:%Y-%m-%d %H:%M} UTC; replace it before"
+            return SOON_EXPIRED.told(time=f"{self.not_after:%Y-%m-%d %H:%M}")[0]
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What is to be known of a certificate; thumbprints as vSphere shows them, SHA-256 and SHA-1."""
+
+    not_after: datetime
+    sha256: str
+    sha1: str
+
+
+def describe(certificate: Path, key: Path) -> Described:
+    """Describe the first certificate of a PEM file; its key has to be there, since nothing here parses certificates.
+
+    :raises WebServerError: missing, unreadable, or not a pair.
+    """
+    text = _read(certificate)
+    found = _handshake((certificate, key), text)
+    der = ssl.PEM_cert_to_DER_cert(_leaf(text))
+    prints = (hashlib.new(name, der, usedforsecurity=False).hexdigest() for name in ("sha256", "sha1"))
+    sha256, sha1 = (":".join(text[at : at + 2] for at in range(0, len(text), 2)).upper() for text in prints)
+    return Described(_time(found["notAfter"]), sha256, sha1)
 
 
 def load_pair(folder: Path, name: str, now: datetime) -> Pair:
@@ -51,23 +95,44 @@ def load_pair(folder: Path, name: str, now: datetime) -> Pair:
     """
     certificate, key = (_read(folder / file) for file in NAMES)
     if "ENCRYPTED" in key:
-        raise WebServerError(
-            f"{folder / NAMES[1]} is encrypted", "Remove its passphrase: openssl pkey -in … -out key.pem"
-        )
-    described = _handshake(folder, certificate)
+        raise WebServerError(*ENCRYPTED.told(file=folder / NAMES[1]))
+    files = folder / NAMES[0], folder / NAMES[1]
+    described = _handshake(files, certificate)
     begins, ends = (_time(described[name]) for name in ("notBefore", "notAfter"))
     if now >= ends:
-        raise WebServerError(f"{folder / NAMES[0]} expired on {ends:%Y-%m-%d %H:%M} UTC", REMEDY)
+        raise WebServerError(*EXPIRED.told(file=files[0], time=f"{ends:%Y-%m-%d %H:%M}"))
     if now < begins:
-        text = (
-            f"{folder / NAMES[0]} is not valid before {begins:%Y-%m-%d %H:%M} UTC; the clock here is at {now:%Y-%m-%d}"
-        )
-        raise WebServerError(text, REMEDY)
+        told = TOO_EARLY.told(file=files[0], time=f"{begins:%Y-%m-%d %H:%M}", now=f"{now:%Y-%m-%d}")
+        raise WebServerError(*told)
     warnings = []
-    if not _names(folder, certificate, name):
+    if not _names(files, certificate, name):
         known = ", ".join(value for _, value in described.get("subjectAltName", ())) or "no name at all"
-        warnings.append(f"{folder / NAMES[0]} is not for TLS_NAME={name} but for {known}; it is used all the same")
+        warnings.append(OTHER_NAME.told(file=files[0], name=name, known=known)[0])
     return Pair(certificate, key, ends, tuple(warnings))
+
+
+def chain_trouble(folder: Path) -> tuple[str, str] | None:
+    """Say what is to be said about the certificates that follow the site's own in cert.pem, with the remedy.
+
+    Nothing when they lead from one to the next, or when it signed itself. The pair has to be a usable one.
+    """
+    files = folder / NAMES[0], folder / NAMES[1]
+    text = _read(files[0])
+    certificates = _certificates(text)
+    described = _handshake(files, text)
+    if described["issuer"] == described["subject"]:
+        return None
+    if len(certificates) == 1:
+        issuer = next((value for part in described["issuer"] for name, value in part if name == "commonName"), "?")
+        return NO_CHAIN.told(file=files[0], issuer=issuer)
+    server, client = _contexts(files, certificates[-1])
+    client.check_hostname = False
+    client.verify_flags |= NO_CHECK_TIME
+    try:
+        _connect(server, client, None)
+    except ssl.SSLCertVerificationError as error:
+        return BROKEN_CHAIN.told(file=files[0], reason=error.verify_message)
+    return None
 
 
 def stamp(folder: Path) -> tuple[tuple[int, ...] | None, ...]:
@@ -87,30 +152,32 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
-        raise WebServerError(f"{path} is missing, and TLS_CUSTOM_CERT=true needs it", REMEDY) from None
+        raise WebServerError(*MISSING.told(file=path)) from None
     except OSError as error:
-        raise WebServerError(f"{path} cannot be read ({error.strerror}, uid {os.geteuid()})", REMEDY) from None
+        raise WebServerError(*UNREADABLE.told(file=path, reason=error.strerror, uid=os.geteuid())) from None
     if "-----BEGIN " not in text:
-        raise WebServerError(f"{path} is not in PEM form (no BEGIN line)", REMEDY)
+        raise WebServerError(*NO_PEM.told(file=path))
     return text
 
 
-def _handshake(folder: Path, certificate: str) -> dict[str, Any]:
+def _handshake(files: tuple[Path, Path], certificate: str) -> dict[str, Any]:
     """Connect the pair with itself at any time and under any name, and describe the certificate."""
     try:
-        server, client = _contexts(folder, certificate)
+        server, client = _contexts(files, certificate)
         client.check_hostname = False
         client.verify_flags |= NO_CHECK_TIME
         return _connect(server, client, None)
     except ssl.SSLError as error:
+        cert, key = files
         reason = (error.reason or str(error)).replace("_", " ").lower()
+        names = {"certificate": cert.name, "key": key.name, "folder": cert.parent}
         if "values mismatch" in reason:
-            raise WebServerError(f"key.pem does not belong to cert.pem in {folder}", REMEDY) from None
-        raise WebServerError(f"cert.pem and key.pem in {folder} cannot be used ({reason})", REMEDY) from None
+            raise WebServerError(*NO_PAIR.told(**names)) from None
+        raise WebServerError(*UNUSABLE.told(reason=reason, **names)) from None
 
 
-def _names(folder: Path, certificate: str, name: str) -> bool:
-    server, client = _contexts(folder, certificate)
+def _names(files: tuple[Path, Path], certificate: str, name: str) -> bool:
+    server, client = _contexts(files, certificate)
     client.verify_flags |= NO_CHECK_TIME
     try:
         _connect(server, client, name)
@@ -119,14 +186,24 @@ def _names(folder: Path, certificate: str, name: str) -> bool:
     return True
 
 
-def _contexts(folder: Path, certificate: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def _leaf(certificate: str) -> str:
+    return _certificates(certificate)[0]
+
+
+def _certificates(text: str) -> list[str]:
+    """The certificates of a PEM file, each as PEM; what stands between them is left out."""
+    end = "-----END CERTIFICATE-----"
+    parts = text[text.index("-----BEGIN ") :].split(end)[:-1] or [text]
+    return [f"{part[part.index('-----BEGIN ') :]}{end}\n" for part in parts if "-----BEGIN " in part]
+
+
+def _contexts(files: tuple[Path, Path], certificate: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for context in (server, client):
         context.set_ciphers("DEFAULT:@SECLEVEL=0")  # not stricter than Caddy
-    server.load_cert_chain(folder / NAMES[0], folder / NAMES[1], password="")
-    leaf = certificate[certificate.index("-----BEGIN ") :].split("-----END CERTIFICATE-----")[0]
-    client.load_verify_locations(cadata=f"{leaf}-----END CERTIFICATE-----\n")
+    server.load_cert_chain(*files, password="")
+    client.load_verify_locations(cadata=_leaf(certificate))
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return server, client
 

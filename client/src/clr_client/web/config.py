@@ -27,6 +27,13 @@ TYPES = {
     "text/plain; charset=utf-8": ["*.mf", "*.cert", "*.txt", "*.md", "*.sha256"],
 }
 SANDBOX = "sandbox; default-src 'none'"
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'"
+)
+LISTING_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 PLAIN_TEXT = "text/plain; charset=utf-8"
 NOT_PUBLISHED = json.dumps({"status": "TRANSFERRING", "progress": 0, "message": ""}) + "\n"
 RETRY_AFTER = "30"
@@ -39,6 +46,11 @@ INTERNAL_LIFETIME = "26280h"  # three years; Caddy renews after two
 Route = dict[str, Any]
 
 
+def site_folder(settings: Settings) -> Path:
+    """Where the site's page, status and metrics lie: all that is served of CLR_RUN_DIR."""
+    return settings.clr_run_dir / "site"
+
+
 def admin_socket(settings: Settings) -> Path:
     """The unix socket that Caddy takes new configurations from."""
     return settings.clr_run_dir / "caddy.sock"
@@ -47,6 +59,32 @@ def admin_socket(settings: Settings) -> Path:
 def internal_root(settings: Settings) -> Path:
     """Where Caddy keeps the root certificate of its own CA."""
     return settings.clr_data_dir / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+
+
+def subscription_url(settings: Settings, host: str = "") -> str:
+    """Return the address that a subscription needs; empty when no name is known, neither as TLS_NAME nor ``host``."""
+    scheme, port, usual = "http", settings.http_port, 80
+    if settings.tls_name:
+        scheme, port, usual = "https", settings.https_port, 443
+    name = settings.tls_name or host
+    shown = f"[{name}]" if ":" in name else name
+    return f"{scheme}://{shown}{'' if port == usual else f':{port}'}/lib.json" if name else ""
+
+
+def certificate_files(settings: Settings) -> tuple[Path, Path] | None:
+    """Where the site's certificate and its key lie; None without HTTPS, or while Caddy has got none yet.
+
+    Caddy keeps what it obtained below a folder for each issuer; the newest counts.
+    """
+    if not settings.tls_name:
+        return None
+    if settings.tls_custom_cert:
+        return settings.clr_certs_dir / "cert.pem", settings.clr_certs_dir / "key.pem"
+    name = settings.tls_name.lower().replace(":", "-")
+    issuer = "local" if settings.tls_internal else "*-*"
+    found = (settings.clr_data_dir / "caddy" / "certificates").glob(f"{issuer}/{name}/{name}.crt")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return (newest, newest.with_suffix(".key")) if newest else None
 
 
 def configuration(settings: Settings, *, password_hash: str = "", pair: Pair | None = None) -> dict[str, Any]:
@@ -107,6 +145,8 @@ def _http(settings: Settings, library: list[Route], pair: Pair | None, *, debug:
         https = server(settings.https_port, library)
         https["tls_connection_policies"] = [policy]
         http["servers"] = {"redirect": server(settings.http_port, _redirect(settings)), "library": https}
+    if settings.metrics_port:
+        http["servers"]["metrics"] = server(settings.metrics_port, _metrics_alone(settings))
     return http
 
 
@@ -149,6 +189,7 @@ def _library(settings: Settings, password_hash: str) -> list[Route]:
             "handle": [{"handler": "subroute", "routes": [*_kinds(), {"handle": [_files()]}]}],
             "terminal": True,
         },
+        *_page(settings),
         _not_published(),
         *(_listing() if settings.library_browse else []),
         *_kinds(),
@@ -242,13 +283,12 @@ def _not_published() -> Route:
         "match": [{"path": MANIFESTS, "not": [{"file": {"root": ROOT, "try_files": ["/lib.json"]}}]}],
         "handle": [
             _set(waiting),
-            {
-                "handler": "subroute",
-                "routes": [
+            _subroute(
+                [
                     progress,
                     {"handle": [{"handler": "static_response", "status_code": "503", "body": NOT_PUBLISHED}]},
-                ],
-            },
+                ]
+            ),
         ],
         "terminal": True,
     }
@@ -258,7 +298,7 @@ def _listing() -> list[Route]:
     """Folders, for people. ``hide`` looks at every part of the absolute path, so it gets no pattern for dotfiles."""
     page = {
         "Cache-Control": ["no-cache"],
-        "Content-Security-Policy": ["default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"],
+        "Content-Security-Policy": [LISTING_POLICY],
     }
     request = {"delete": ["If-None-Match", "If-Modified-Since", "Accept"]}
     return [
@@ -287,6 +327,77 @@ def _listing() -> list[Route]:
 def _folder() -> dict[str, Any]:
     """Match a folder. The slash asks for folders only."""
     return {"file": {"root": ROOT, "try_files": ["{http.request.uri.path}/"]}}
+
+
+def _page(settings: Settings) -> list[Route]:
+    """The site's page and what belongs to it, below a name that no item has; nothing else is served there."""
+    index = [_fresh(settings, "text/html; charset=utf-8", "/index.html")]
+    named = {
+        type_: [_fresh(settings, type_, "/{http.regexp.clr.1}")]
+        for type_ in ("text/css; charset=utf-8", "text/javascript; charset=utf-8", "image/svg+xml", "application/json")
+    }
+    suffixes = ("css", "js", "svg", "json")
+    routes: list[Route] = [
+        {"match": [_exactly("/_clr")], "handle": [_text(308, "", {"Location": ["/_clr/"]})], "terminal": True},
+        {"match": [_exactly("/_clr/")], "handle": index, "terminal": True},
+        {"match": [_exactly("/_clr/metrics")], "handle": [_metrics(settings)], "terminal": True},
+        *(
+            {
+                "match": [{"path_regexp": {"name": "clr", "pattern": rf"^/_clr/([a-z0-9-]+\.{suffix})$"}}],
+                "handle": handle,
+                "terminal": True,
+            }
+            for suffix, handle in zip(suffixes, named.values(), strict=True)
+        ),
+        {"handle": [_error(404)]},
+    ]
+    page = {"match": [{"path": ["/_clr", "/_clr/*"]}], "handle": [_subroute(routes)], "terminal": True}
+    top = {"match": [_exactly("/")], "handle": index, "terminal": True}
+    return [page] if settings.library_browse else [page, top]
+
+
+def _metrics_alone(settings: Settings) -> list[Route]:
+    """What METRICS_PORT answers."""
+    return [
+        *_hygiene(),
+        {"match": [_exactly("/metrics")], "handle": [_metrics(settings)], "terminal": True},
+        {"match": [_exactly("/healthz")], "handle": [_text(200, "ok", {})], "terminal": True},
+        {"handle": [_error(404)]},
+    ]
+
+
+def _metrics(settings: Settings) -> Route:
+    return _fresh(settings, "text/plain; version=0.0.4; charset=utf-8", "/metrics")
+
+
+def _fresh(settings: Settings, type_: str, uri: str) -> Route:
+    """Serve a file of the site's own, always whole: Caddy 2.6 takes two of one second and one size for the same."""
+    headers = {
+        "Content-Type": [type_],
+        "Cache-Control": ["no-cache"],
+        "Content-Security-Policy": [PAGE_POLICY],
+        "Referrer-Policy": ["no-referrer"],
+    }
+    response = {"set": headers, "delete": ["Etag", "Last-Modified", "Accept-Ranges"], "deferred": True}
+    return _subroute(
+        [
+            {
+                "handle": [
+                    _headers(request={"delete": CONDITIONS}, response=response),
+                    {"handler": "rewrite", "uri": uri},
+                    {**_files(), "root": str(site_folder(settings))},
+                ]
+            }
+        ]
+    )
+
+
+def _exactly(path: str) -> dict[str, Any]:
+    return {"path_regexp": {"pattern": f"^{path}$"}}
+
+
+def _subroute(routes: list[Route]) -> Route:
+    return {"handler": "subroute", "routes": routes}
 
 
 def _redirect(settings: Settings) -> list[Route]:

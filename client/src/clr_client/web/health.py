@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from clr_client.errors import WebServerError
+from clr_client.errors import Trouble, WebServerError
 from clr_client.web.certificate import load_pair
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ BEAT = 15.0
 STALE = 90.0
 FAILURES = 3
 TIMEOUT = 8.0
+HANGS = Trouble(
+    "`clr run` has shown no sign of life for {seconds} s",
+    "Restart the container: docker restart clr-client; and please report it",
+)
 
 
 def heartbeat(settings: Settings) -> Path:
@@ -40,12 +44,17 @@ def problems(settings: Settings, status: Path) -> list[str]:
     return [*_beats(heartbeat(settings)), *_serves(settings), *_syncs(status)]
 
 
+def silence(file: Path) -> float:
+    """Return for how many seconds `clr run` has shown no sign of life. Raises OSError when it does not run."""
+    return abs(time.time() - file.stat().st_mtime)  # a clock that was set back must not hide that it hangs
+
+
 def _beats(file: Path) -> list[str]:
     try:
-        age = abs(time.time() - file.stat().st_mtime)  # a clock that was set back must not hide that it hangs
+        age = silence(file)
     except OSError:
         return ["`clr run` is not running, or has not come up yet"]
-    return [f"`clr run` has shown no sign of life for {age:.0f} s"] if age > STALE else []
+    return [HANGS.told(seconds=f"{age:.0f}")[0]] if age > STALE else []
 
 
 def _serves(settings: Settings) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from clr_client.errors import WebServerError
 from clr_client.web import certificate
 from clr_client.web.caddy import Caddy, hash_password
-from clr_client.web.config import configuration, internal_root
+from clr_client.web.config import configuration, internal_root, subscription_url
 
 if TYPE_CHECKING:
     from clr_client.settings import Settings
@@ -40,12 +40,7 @@ class Site:
     @property
     def url(self) -> str:
         """What goes into the subscription, as far as it is known here."""
-        scheme, port, usual = "http", self.settings.http_port, 80
-        if self.settings.tls_name:
-            scheme, port, usual = "https", self.settings.https_port, 443
-        name = self.settings.tls_name or "<this host>"
-        host = f"[{name}]" if ":" in name else name
-        return f"{scheme}://{host}{'' if port == usual else f':{port}'}/lib.json"
+        return subscription_url(self.settings, "<this host>")
 
     async def start(self) -> None:
         """Serve, or say why not; a certificate that is mended later is picked up by ``watch``.

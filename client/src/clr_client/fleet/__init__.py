@@ -1,0 +1,1 @@
+"""`clr fleet`: all sites at a glance, each read from the status that it serves itself."""
