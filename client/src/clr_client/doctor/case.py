@@ -37,8 +37,6 @@ class Case:
     survey: Survey
     scratch: Path
     peer: Peer | None = None
-    shown: dict[Peer, tuple[str, ...]] = field(default_factory=dict)
-    """Host keys of the servers, by server."""
     logins: dict[Peer, Login] = field(default_factory=dict)
     listings: dict[Peer, Listing] = field(default_factory=dict)
     plan: Plan | None = None
