@@ -33,7 +33,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size("full", 4000 * MB, 2, 4000 * MB, 200, 20, 40 * MB, 8),
+    "full": Size("full", 4000 * MB, 2, 4000 * MB, 200, 45, 40 * MB, 8),
     "small": Size("small", 300 * MB, 2, 400 * MB, 20, 12, 20 * MB, 2),
 }
 

@@ -35,7 +35,7 @@ RATE, DELAY, LOSS = 12.5 * MB, 0.1, 0.01
 _HEADERS = 52
 """Bytes of IP and TCP with timestamps in each packet."""
 _ALGORITHMS = ("bbr", "cubic")
-_STREAMS = 4
+_STREAMS, _MORE = 4, 8
 _FROM_BYTES = 2 * MB
 """The measurement begins this far in, and two seconds later: handshake, listing and the first window are over."""
 
@@ -51,7 +51,7 @@ def lossy_line(bench: Bench) -> Iterator[Row]:
             if algorithm not in available:
                 continue
             line.far.use(algorithm)
-            for streams in (1, _STREAMS):
+            for streams in (1, _STREAMS, _MORE):
                 bare, note = line.share(partial(line.bare, streams))
                 yield Row(
                     name=f"lossy line, {algorithm}, bare rsync, {_count(streams)}: share used",

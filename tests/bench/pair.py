@@ -140,7 +140,7 @@ class Watch:
 
 
 class ServerLoad:
-    """What a server uses from here on: CPU seconds of all its processes, and the peak of their memory together."""
+    """What a server uses from here on: CPU seconds of all its processes, and the peaks of their number and memory."""
 
     def __init__(self, server: Server, *, watch: bool = False) -> None:
         assert server.process is not None
@@ -148,6 +148,7 @@ class ServerLoad:
         self.before = self._cpu()
         self.memory = self._memory() if watch else 0
         self.idle_memory = self.memory
+        self.processes = 0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         if watch:
@@ -178,6 +179,7 @@ class ServerLoad:
     def _watch(self) -> None:
         while not self.ended.wait(0.5):
             self.memory = max(self.memory, self._memory())
+            self.processes = max(self.processes, len(list(self._pids())))
 
     def stop(self) -> float:
         """End the watch; the CPU seconds used."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from clr_client.sync import synchronise
+from clr_client.transport import batches
 from support.server import Server, make_key
 from support.site import Site
 from support.templates import fake_template
@@ -61,6 +62,30 @@ def test_a_crowd_of_sites_at_a_small_server_all_get_the_library(library: Path, t
         for path in (library / "alpha").iterdir():
             assert site.content("alpha", path.name) == path.read_bytes()
         assert site.content("tools.iso", "tools.iso") == (library / "tools.iso").read_bytes()
+    assert "maxstartups" in server.log_text().lower() or " refused " in server.log_text(), "nobody was turned away"
+
+
+def test_sites_with_one_key_and_four_transfers_each_all_get_the_library_from_a_server_that_lets_in_a_quarter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 200 sites would with 800 connections at a server that allows a key 200 sessions."""
+    monkeypatch.setattr(batches, "BATCH_BYTES", 100_000)
+    sites = SITES // 5
+    library = tmp_path / "primary"
+    for number in range(4):
+        fake_template(library / f"item-{number}", disk_bytes=200_000)
+    server = Server(library, tmp_path / "s", environment={"SYNC_MAX_SESSIONS": str(sites)})
+    with server:
+        crowd = [
+            Site(tmp_path / "sites" / str(number), server, SYNC_RETRIES="5", SYNC_RETRY_DELAY="2s")
+            for number in range(sites)
+        ]
+        reports = asyncio.run(_crowd(crowd))
+    assert [report.result for report in reports] == ["success"] * sites
+    for site in crowd:
+        for number in range(4):
+            for path in (library / f"item-{number}").iterdir():
+                assert site.content(f"item-{number}", path.name) == path.read_bytes()
     assert "maxstartups" in server.log_text().lower() or " refused " in server.log_text(), "nobody was turned away"
 
 
