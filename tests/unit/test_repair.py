@@ -92,7 +92,7 @@ def test_a_volume_that_takes_no_note_is_warned_about(volume: Volume, caplog: pyt
 
 def test_a_tree_that_a_prune_removed_while_it_was_read_is_no_damage(volume: Volume) -> None:
     gone = tree(volume, "tools.iso")
-    found = audit(volume.store, lambda done, _total: remove() if done else None)
+    found = audit(volume.store, lambda done, _total, _name: remove() if done else None)
 
     def remove() -> None:
         if gone.is_dir():
