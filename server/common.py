@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # typing's own would load typing, and hundreds of sessions load this file
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 def printable(text: str) -> str:
     """``text`` in one line of visible ASCII, a ``?`` for every other byte: names and comments come from outside."""
-    return re.sub(rb"[^ -~]", b"?", os.fsencode(text)).decode("ascii")
+    return "".join(chr(byte) if " " <= chr(byte) <= "~" else "?" for byte in os.fsencode(text))
 
 
 def say(text: str) -> None:
@@ -48,6 +46,9 @@ def owner_of(folder: Path) -> Iterator[None]:
 
 def measure(argument: str, text: str = "") -> tuple[int, str] | None:
     """Bits and fingerprint of the key in the file ``argument``, or with ``-`` in ``text``; None when it is none."""
+    import re
+    import subprocess
+
     argv = ["ssh-keygen", "-l", "-f", argument]
     done = subprocess.run(argv, input=os.fsencode(text), capture_output=True, check=False)
     found = re.match(rb"(\d+) (SHA256:\S+) ", done.stdout) if done.returncode == 0 else None

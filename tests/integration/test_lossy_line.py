@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from clr_client.doctor.finding import Result
+from support.examining import found
 from support.far import SERVER_ADDRESS, Far, far_server, unavailable
 from support.site import CLR, Site, cli_environment
 
@@ -64,6 +66,10 @@ def test_the_log_of_a_sync_names_the_loss_of_its_line_and_what_helps(line: tuple
         assert "docs/how-to/lossy-lines.md" in told[0]
         estimate = float(told[0].partition("about ")[2].partition(" %")[0])
         assert 1 < estimate < 4
+    site = cli_environment(Site(tmp_path / f"site{number}", far.server))
+    finding = found(site, "line")
+    assert finding.result == (Result.WARNING if told else Result.OK)
+    assert not told or (finding.text in told[0] and finding.remedy in told[0])
 
 
 @pytest.mark.skipif("bbr" not in AVAILABLE, reason="this kernel has no bbr")

@@ -29,6 +29,7 @@ def run(number: int = 1, result: str = "success", **changes: Any) -> dict[str, A
         "updated": [],
         "removed": [],
         "went_back": [],
+        "line": "",
         "held": [],
         "mended": [],
         "damaged": [],

@@ -90,6 +90,8 @@ class Pulled:
     """The failure that ended it, if one did."""
     problems: tuple[str, ...] = ()
     """What the newest transfers said about files that did not arrive."""
+    line: str = ""
+    """What was found about the line to the server, if it makes transfers slow."""
     digests: DigestCache | None = None
     """What is known about files, also what was found out while others arrived; None: what the volume remembers."""
 
@@ -100,6 +102,10 @@ class Pulled:
         self.sent += transfer.sent
         self.received += transfer.received
         self.problems += transfer.problems
+
+    def found_about_line(self, text: str) -> None:
+        """Note what makes the line slow."""
+        self.line = text
 
 
 async def pull(job: Job) -> Pulled:
@@ -292,7 +298,7 @@ async def _transfer(job: Job, pulled: Pulled, link: Link, on_file: Callable[[str
     def show(progress: Progress) -> None:
         job.observer.transfer(progress.done_bytes, total, progress.rate, progress.file)
 
-    async with watched(link.peer.port), _kept_to_the_limit(link, settings) as line:
+    async with watched(link.peer.port, pulled.found_about_line), _kept_to_the_limit(link, settings) as line:
 
         async def bring(batch: Batch, tell: Callable[[Progress], None]) -> Transfer:
             return await transport.fetch(

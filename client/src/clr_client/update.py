@@ -198,6 +198,7 @@ def _describe(
         removed=tuple(before[key].name for key in sorted(before.keys() - after.keys())),
         held=held,
         went_back=tuple(pulled.went_back),
+        line=pulled.line,
         planned_bytes=pulled.planned,
         literal_bytes=pulled.literal,
         matched_bytes=pulled.matched,

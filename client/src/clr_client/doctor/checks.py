@@ -8,7 +8,7 @@ from clr_client import filesystem, plan, settings
 from clr_client.doctor import here, history, server, site, volume
 from clr_client.doctor.finding import Check
 from clr_client.reporting import delivery
-from clr_client.transport import failure, ssh
+from clr_client.transport import failure, loss, ssh
 from clr_client.transport.versions import OLD_RSYNC, UNKNOWN_RSYNC
 from clr_client.web import certificate, health
 
@@ -211,6 +211,12 @@ CHECKS: Final = (
         (site.REFUSES, site.REMARKS, site.NOT_FROM_HERE),
         needs=("DNS", "certificate"),
         seconds=120.0,
+    ),
+    Check(
+        "line",
+        "Does the line to the server lose packets, so that it carries less than it could?",
+        history.line,
+        (loss.LOSSY,),
     ),
     Check(
         "schedule",

@@ -10,6 +10,7 @@ from clr_client.errors import Trouble
 from clr_client.reporting import delivery
 from clr_client.reporting import status as statuses
 from clr_client.text import span
+from clr_client.transport.loss import LOSSY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,17 @@ def schedule(case: Case) -> Iterator[Finding]:
         yield warning(DELAYED, seconds=settings.sync_delay_max_seconds, interval=span(interval))
     delay = f", and up to {span(settings.sync_delay_max_seconds)} later" if settings.sync_delay else ""
     yield ok(f"the next sync is {first.astimezone(settings.tz):%a %Y-%m-%d %H:%M %Z}{delay}")
+
+
+def line(case: Case) -> Findings:
+    """What the newest sync that fetched something found out about the line."""
+    runs = statuses.load(case.store.status).runs
+    run = next((run for run in runs if run.get("line") or run.get("literal_bytes")), None)
+    if run is None:
+        return [skipped("no sync has fetched anything yet")]
+    if text := run.get("line"):
+        return [Finding(Result.WARNING, str(text), LOSSY.remedy)]
+    return [ok("the last transfer showed no loss that slows it down")]
 
 
 async def messages(case: Case) -> Findings:

@@ -56,6 +56,7 @@ class Report:
     updated: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     went_back: tuple[str, ...] = ()
+    line: str = ""
     held: tuple[Held, ...] = ()
     mended: tuple[Damage, ...] = ()
     damaged: tuple[Damage, ...] = ()

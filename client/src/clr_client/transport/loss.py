@@ -19,8 +19,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clr_client.errors import Trouble
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
 log = logging.getLogger("clr.sync")
 
@@ -31,6 +33,12 @@ QUEUED = 2.0
 """Times the shortest round trip: a longer one means that packets wait, and are lost, because the line is full."""
 NEAR = 4.0
 """Who gives way to loss is within this factor of what the theory says."""
+
+LOSSY = Trouble(
+    "the line loses packets, about {percent:.1f} % ({milliseconds:.0f} ms there and back), and the server's congestion"
+    " control gives way to that: {rate:.2f} MB/s a connection",
+    "If the line carries more, BBR at the server gets it: docs/how-to/lossy-lines.md",
+)
 
 _REQUEST, _DUMP, _BY_FAMILY = 0x1, 0x300, 20
 _STATES = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT
@@ -124,11 +132,7 @@ def finding(intervals: Iterable[Interval]) -> str:
     if not 1 / NEAR < window / yielding_window(lost, rtt) < NEAR:
         return ""
     rate = sum(each.bytes for each in busy) / sum(each.seconds for each in busy)
-    return (
-        f"the line loses packets, about {lost * 100:.1f} % ({rtt * 1000:.0f} ms there and back), and the server's"
-        f" congestion control gives way to that: {rate / 1e6:.2f} MB/s a connection. If the line carries more, BBR at"
-        " the server gets it: docs/how-to/lossy-lines.md"
-    )
+    return LOSSY.told(percent=lost * 100, milliseconds=rtt * 1000, rate=rate / 1e6)[0]
 
 
 class Watch:
@@ -153,8 +157,8 @@ class Watch:
 
 
 @asynccontextmanager
-async def watched(port: int) -> AsyncIterator[None]:
-    """Watch the connections to a server's port meanwhile, and log what was found."""
+async def watched(port: int, tell: Callable[[str], object]) -> AsyncIterator[None]:
+    """Watch the connections to a server's port meanwhile; log what was found, and tell it."""
     watch = Watch(port)
     watching = asyncio.create_task(watch.run())
     try:
@@ -164,7 +168,8 @@ async def watched(port: int) -> AsyncIterator[None]:
         with contextlib.suppress(asyncio.CancelledError):
             await watching
         if text := finding(watch.intervals):
-            log.info("%s", text)
+            log.info("%s. %s", text, LOSSY.remedy)
+            tell(text)
 
 
 def counts(port: int) -> dict[bytes, Count]:
