@@ -34,7 +34,8 @@ def library(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("wish", "least", "most"), [("auto", 0.1, 0.2), ("1024", 0.02, 0.05), ("131072", 0.99, 1.02), ("whole", 0.99, 1.02)]
+    ("wish", "least", "most"),
+    [("auto", 0.05, 0.1), ("4096", 0.1, 0.2), ("1024", 0.02, 0.05), ("131072", 0.99, 1.02), ("whole", 0.99, 1.02)],
 )
 def test_small_blocks_find_what_is_the_same_between_scattered_changes(
     library: Path, server: Server, site: Site, wish: str, least: float, most: float

@@ -17,8 +17,10 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("size", "block"),
     [
-        (0, 4096),
-        (500 * MIB, 4096),
+        (0, 2048),
+        (500 * MIB, 2048),
+        (4 * GIB, 2048),
+        (4 * GIB + 1, 4096),
         (8 * GIB, 4096),
         (8 * GIB + 1, 8192),
         (16 * GIB, 8192),
@@ -30,6 +32,19 @@ MIB = 1 << 20
 )
 def test_blocks_stay_small_so_that_large_disks_get_a_delta_too(size: int, block: int) -> None:
     assert blocks.block_size(size) == block
+
+
+@given(st.integers(0, 1 << 40))
+def test_the_sender_keeps_no_more_than_100_mb_for_a_disk_of_8_gib_and_no_more_blocks_than_it_can(size: int) -> None:
+    count = size / blocks.block_size(size)
+    assert count <= blocks.MOST_BLOCKS
+    assert size > 8 * GIB or count * 50 <= 105_000_000
+
+
+@pytest.mark.parametrize(("size", "block"), [(500 * MIB, 4096), (8 * GIB, 4096), (9 * GIB, 8192)])
+def test_what_looks_moved_is_compared_in_longer_blocks(size: int, block: int) -> None:
+    assert blocks.block_size(size, is_moved=True) == block
+    assert blocks.block_size(size, 1024, is_moved=True) == max(1024, blocks.block_size(size, 1024))
 
 
 @given(st.integers(0, 1 << 40), st.integers(blocks.LEAST_BLOCK, blocks.MOST_BLOCK))

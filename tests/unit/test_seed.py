@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from clr_client import blocks as lengths
 from clr_client import seed
 from clr_client.files import FileInfo
 from hypothesis import given, settings
@@ -67,6 +68,22 @@ def test_a_library_of_thousands_of_new_disks_is_planned_in_seconds(name: str) ->
     found = seed.predecessors(wanted.values(), have)
     assert time.monotonic() - began < 20
     assert set(found.values()) <= set(have)
+
+
+@pytest.mark.parametrize(
+    ("size", "mtime", "wish", "block"),
+    [(3000, 5, 0, 4096), (3000, 6, 0, 2048), (2999, 5, 0, 2048), (3000, 5, 512, 512)],
+)
+def test_what_has_the_size_and_time_of_its_predecessor_is_compared_in_longer_blocks(
+    tmp_path: Path, size: int, mtime: int, wish: int, block: int
+) -> None:
+    mirror, older = tmp_path / "mirror", {"new/disk.vmdk": "old/disk.vmdk"}
+    (mirror / "old").mkdir(parents=True)
+    (mirror / "old" / "disk.vmdk").write_bytes(bytes(3000))
+    os.utime(mirror / "old" / "disk.vmdk", (5.7, 5.7))
+    wanted = [FileInfo("new/disk.vmdk", size, mtime)]
+    found = seed.block_sizes(wanted, older, {}, mirror, tmp_path / "basis", wish or lengths.AUTO)
+    assert found == {"new/disk.vmdk": block}
 
 
 class Tree:

@@ -136,8 +136,10 @@ def block_sizes(
             found[file.path] = blocks.WHOLE
             continue
         grows_out_of = old if old.is_file() else mirror / older[file.path] if file.path in older else None
-        size = grows_out_of.stat().st_size if grows_out_of and grows_out_of.is_file() else 0
-        found[file.path] = blocks.block_size(max(file.size, size), wish or blocks.AUTO)
+        there = grows_out_of.stat() if grows_out_of and grows_out_of.is_file() else None
+        is_moved = there is not None and (there.st_size, int(there.st_mtime)) == (file.size, file.mtime)
+        size = max(file.size, there.st_size if there else 0)
+        found[file.path] = blocks.block_size(size, wish or blocks.AUTO, is_moved=is_moved)
     return found
 
 

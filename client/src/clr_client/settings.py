@@ -112,8 +112,8 @@ class Settings:
     sync_block_size: int = _setting(
         BlockSize(),
         "auto",
-        "Length of the blocks in which rsync looks for what is here already. `auto`: 4096 bytes, longer for files above"
-        " 8 GiB. `whole`: do not look, for lines above 1 Gbit/s.",
+        "Length of the blocks in which rsync looks for what is here already. `auto`: 2048 bytes, longer for files above"
+        " 4 GiB. `whole`: do not look, for lines above 1 Gbit/s.",
         group="Sync",
     )
     sync_include: tuple[str, ...] = _setting(

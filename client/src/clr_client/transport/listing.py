@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from operator import attrgetter
 
 from clr_client.errors import TransportError
 from clr_client.files import FileInfo
@@ -88,12 +88,13 @@ class ListingParser:
 
         :raises TransportError: a path is that of a file and of a folder; final.
         """
-        # With NUL, which no path has, what lies below a path comes right after it.
-        for path, following in pairwise(sorted(path.replace("/", "\0") for path in self._files)):
-            if following.startswith(f"{path}\0"):
-                shown = path.replace("\0", "/")
-                raise TransportError(f"the server lists {shown!r} as a file and as a folder", retryable=False)
-        return tuple(sorted(self._files.values()))
+        folders: set[str] = set()
+        further = set(self._files)
+        while further := {path.rpartition("/")[0] for path in further} - folders:
+            folders |= further
+        if both := folders & self._files.keys():
+            raise TransportError(f"the server lists {min(both)!r} as a file and as a folder", retryable=False)
+        return tuple(sorted(self._files.values(), key=attrgetter("path")))
 
     def _line(self, line: bytes) -> None:
         if len(line) > self._max_line:
