@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from clr_client.errors import TransportError
+from clr_client.transport.loss import LOOK_SECONDS
 from support.proxy import Line
 from support.server import Server, make_key
 from support.site import CLR, Site, cli_environment
@@ -32,14 +33,15 @@ def library(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits of a second and more, which take no time."""
+    """The waits between attempts, which take no time."""
     seen: list[float] = []
     real = asyncio.sleep
 
     async def sleep(seconds: float) -> None:
-        if seconds >= 1:
+        is_wait = seconds > LOOK_SECONDS
+        if is_wait:
             seen.append(seconds)
-        await real(0 if seconds >= 1 else seconds)
+        await real(0 if is_wait else seconds)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     return seen

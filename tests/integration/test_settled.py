@@ -94,7 +94,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
 
 def test_the_short_way_reports_and_records_what_the_whole_way_does(pair: Pair) -> None:
     pair.site.store.settled.unlink()
-    changing = {"started": "", "ended": "", "seconds": 0.0}
+    changing = {"run": "", "started": "", "ended": "", "seconds": 0.0}
     before = pair.whole
     whole = dataclasses.replace(pair.site.sync(), **changing)
     after_whole = json.loads(pair.site.store.status.read_bytes())
