@@ -60,6 +60,7 @@ HEALTHY: dict[str, Any] = {
     "schema": 1,
     "written": NOW,
     "site": "berlin",
+    "name": "Branch templates",
     "state": "success",
     "published": True,
     "library": {

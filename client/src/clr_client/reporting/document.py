@@ -81,6 +81,7 @@ def describe(settings: Settings, known: Known | None = None, now: datetime | Non
         "schema": SCHEMA,
         "written": _text(now),
         "site": printable(settings.site),
+        "name": printable(settings.library_name),
         "state": SYNCING if at_work else state,
         "published": number is not None,
         "library": library or (told["library"] if number is not None else {}),
