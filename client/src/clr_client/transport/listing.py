@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
@@ -22,12 +22,13 @@ MAX_NOTES = 100
 MAX_SIZE = 2**63 - 1
 
 _ENTRY = re.compile(
-    rb"(?P<type>[-dlcbpsD?])[-rwxsStTl]{9}[.+@]? +(?P<size>-?[\d,]{1,30}) "
-    rb" *(?P<date>-?\d{1,12}/\d\d/\d\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d?) (?P<name>.*)",
+    rb"([-dlcbpsD?])[-rwxsStTl]{9}[.+@]? +(-?[\d,]{1,30}) "  # type, size
+    rb" *(-?\d{1,12}/\d\d/\d\d) (\d\d:\d\d:\d\d?) (.*)",  # date, time, name
     re.DOTALL,
 )
 _LOOKS_LIKE_ENTRY = re.compile(rb"[-dlcbpsD?][-rwxsStTl]{9}[.+@]? ")
 _ESCAPE = re.compile(rb"\\#([0-7]{3})")
+_ENCODING = sys.getfilesystemencoding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,15 @@ class Listing:
 
 def unescape(name: bytes) -> str:
     r"""A name as rsync prints it (``\#ooo`` for bytes it does not show) as the path it stands for."""
-    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 255]), name))
+    if b"\\#" in name:
+        name = _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 255]), name)
+    return name.decode(_ENCODING, "surrogateescape")
 
 
 def check_path(path: str) -> None:
     """Raise TransportError unless a path can only lie below the folder that it is relative to."""
-    if "\0" in path or any(segment in ("", ".", "..") for segment in path.split("/")):
+    segments = f"/{path}/"
+    if "//" in segments or "/./" in segments or "/../" in segments or "\0" in path:
         raise TransportError(f"the server lists a path outside the library: {path!r}", retryable=False)
 
 
@@ -99,24 +103,29 @@ class ListingParser:
     def _line(self, line: bytes) -> None:
         if len(line) > self._max_line:
             raise self._endless()
-        if not _LOOKS_LIKE_ENTRY.match(line):
-            if line.strip() and len(self.notes) < MAX_NOTES:
-                self.notes.append(printable(line))
-            return
         entry = _ENTRY.fullmatch(line)
         if entry is None:
-            raise TransportError(f"the server's listing cannot be read: {printable(line)}", retryable=False)
+            self._note(line)
+            return
         self.entries += 1
         if self.entries > self._max_files:
             raise self._endless()
-        if entry["type"] != b"-":
+        kind, digits, date, time, name = entry.groups()
+        if kind != b"-":
             return
-        path, size = unescape(entry["name"]), int(entry["size"].replace(b",", b""))
+        path, size = unescape(name), int(digits.replace(b",", b""))
         check_path(path)
         if not 0 <= size <= MAX_SIZE or path in self._files:
             raise TransportError(f"the server's listing contradicts itself at {path!r}", retryable=False)
-        seconds = int(entry["hour"]) * 3600 + int(entry["minute"]) * 60 + int(entry["second"])
-        self._files[path] = FileInfo(path, size, _days(entry["date"]) * 86400 + seconds)
+        seconds = int(time[:2]) * 3600 + int(time[3:5]) * 60 + int(time[6:])
+        self._files[path] = FileInfo(path, size, _days(date) * 86400 + seconds)
+
+    def _note(self, line: bytes) -> None:
+        """Keep what rsync says besides its listing."""
+        if _LOOKS_LIKE_ENTRY.match(line):
+            raise TransportError(f"the server's listing cannot be read: {printable(line)}", retryable=False)
+        if line.strip() and len(self.notes) < MAX_NOTES:
+            self.notes.append(printable(line))
 
     def _endless(self) -> TransportError:
         return TransportError(
