@@ -19,7 +19,7 @@ from clr_client.web.pages import chart
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
 FOLDER = Path(__file__).parent
 FIXED = ("style.css", "page.js", "icon.svg")
@@ -51,7 +51,7 @@ def render(document: Mapping[str, Any]) -> dict[str, bytes]:
 
     Every text of the document is data: it is escaped, wherever it comes from.
     """
-    page = _environment().get_template("index.html").render(_view(document))
+    page = _template().render(_view(document))
     return {"index.html": page.encode("utf-8", "backslashreplace"), **_fixed()}
 
 
@@ -121,18 +121,23 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what makes pages of the templates here: every text that is put into them is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+
+
+@cache
+def _template() -> Template:
+    made = environment()
+    made.filters |= {
         "size": _size,
         "span": span,
         "utc": _utc,
@@ -141,7 +146,7 @@ def _environment() -> Environment:
         "percent": _percent,
         "short": lambda number: f"{number:.2f}".rstrip("0").rstrip("."),
     }
-    return environment
+    return made.get_template("index.html")
 
 
 @cache
