@@ -222,7 +222,7 @@ def repacked(bench: Bench) -> Iterator[Row]:
 @case
 def blocks(bench: Bench) -> Iterator[Row]:
     """Other lengths of blocks than the product's choice, for a rebuilt disk."""
-    for length in ("8192", "2048", "1024"):
+    for length in ("8192", "4096", "1024"):
         change = Change("base", "rebuilt", blocks=length)
         yield _row(bench, f"rebuilt from scratch, blocks of {length}", change, None, baseline=Change("base", "rebuilt"))
 
