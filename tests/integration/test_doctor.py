@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 NAME = "library.example.com"
 
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
@@ -258,6 +260,7 @@ def as_somebody(site: Site, *words: str) -> dict[str, Finding]:
     return {finding.check: finding for finding in findings if finding.result == "problem"}
 
 
+@needs_root
 def test_folders_of_another_account_are_named_with_the_account_that_is_needed(alone: Site) -> None:
     alone.library.mkdir()
     os.chown(alone.library, 12345, 12345)
@@ -266,6 +269,7 @@ def test_folders_of_another_account_are_named_with_the_account_that_is_needed(al
     assert "SYNCER_UID=12345" in finding.remedy
 
 
+@needs_root
 def test_a_folder_that_the_container_will_hand_over_is_no_problem(alone: Site) -> None:
     alone.library.mkdir()
     os.chown(alone.library, 12345, 12345)
@@ -328,6 +332,7 @@ def test_a_key_that_ssh_cannot_use(alone: Site, text: str) -> None:
     assert text in problem(alone, "key").text
 
 
+@needs_root
 def test_a_key_that_this_account_cannot_read(alone: Site) -> None:
     os.chown(alone.home / "ssh" / "id_syncer", 12345, 12345)
     finding = as_somebody(alone)["key"]

@@ -4,7 +4,7 @@ too, and what the code itself says of an event beside its text.
 
 from __future__ import annotations
 
-import secrets
+import os
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ def running() -> Iterator[str]:
     if known := _run.get():
         yield known
         return
-    number = f"{datetime.now(UTC):%m%d-%H%M}-{secrets.token_hex(3)}"
+    number = f"{datetime.now(UTC):%m%d-%H%M}-{os.urandom(3).hex()}"
     token = _run.set(number)
     try:
         yield number
