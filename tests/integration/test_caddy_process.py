@@ -239,7 +239,8 @@ def test_stop_does_not_wait_for_a_reader_that_never_ends(
 def test_an_ordinary_start_warns_of_nothing(home: Path, program: str, caplog: pytest.LogCaptureFixture) -> None:
     with caddy.web(home, program) as web:
         assert web.ask("/lib.json").status == 503
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+        # Not after the end: a Caddy that is stopped while it tidies its storage says that it could not
+        assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_what_caddy_says_is_logged_once_at_its_level(home: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -244,14 +244,12 @@ class Caddy:
                 status = 0
             if status == 200:
                 self.healthy = True
-                break
-            await asyncio.sleep(0.05)
-        else:
-            if process.returncode is None:
-                log.error("Caddy does not answer at %s", admin_socket(self.settings))
-                _signal(process, signal.SIGKILL)
+                self._settled.set()
                 return
-        self._settled.set()
+            await asyncio.sleep(0.05)
+        if process.returncode is None:
+            log.error("Caddy does not answer at %s", admin_socket(self.settings))
+            _signal(process, signal.SIGKILL)
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, str]:
         connection = _UnixConnection(str(admin_socket(self.settings)))
