@@ -14,6 +14,7 @@ from clr_client.web.page import Page as Writer
 from playwright.sync_api import expect
 from support import caddy, documents
 from support.browser import HOST, View, chromium
+from support.server import wait_until
 from support.showcase import HELD, SITES, showcase
 
 if TYPE_CHECKING:
@@ -375,7 +376,7 @@ def test_whatever_got_into_the_page_could_neither_run_nor_reach_another_host(bro
         page.evaluate("window.refused = []; addEventListener('securitypolicyviolation', e => window.refused.push(e))")
         for intruder in intruders:
             page.locator("#items").evaluate(intruder)
-            page.wait_for_function("window.refused.length", timeout=10_000)
+            wait_until(lambda: page.evaluate("window.refused.length"), 30, "the refusal")
             page.evaluate("window.refused = []")
         page.get_by_text("x", exact=True).click()
         assert page.evaluate("window.ran") is None

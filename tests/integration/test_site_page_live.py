@@ -55,7 +55,7 @@ def test_one_open_page_sees_all_that_happens_to_a_site(library: Path, site: Site
     address = f"http://127.0.0.1:{site.environment['HTTP_PORT']}/"
     password = {"LIBRARY_PASSWORD": PASSWORD, "SITE_NAME": "berlin", "LIBRARY_BROWSE": "true"}
     credentials = {"username": "vcsp", "password": PASSWORD}
-    with running(site, SYNC_MAX_BW="400", **password), View(browser, http_credentials=credentials) as view:
+    with running(site, SYNC_MAX_BW="150", **password), View(browser, http_credentials=credentials) as view:
         wait_until(lambda: get(site, "_clr/")[0] == 401, 60, "the web server")
         page = view.page
         page.goto(f"{address}_clr/")
